@@ -1,0 +1,76 @@
+"""Continual image classification with wake, sleep and a semi-parametric memory, native to Hugging Face."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from transformers import AutoConfig, AutoModelForImageClassification
+
+from .configuration_wakesleep import WakeSleepConfig
+from .modeling_wakesleep import WakeSleepForImageClassification
+
+if TYPE_CHECKING:
+    from .callbacks import SleepCallback
+    from .codec import Codec, CodecError, RawCodec, WebPCodec
+    from .head_wakesleep import SemiParametricHead
+    from .history import History
+    from .memory import MemoryBytes, SemiParametricMemory
+    from .modeling_wakesleep import WakeSleepOutput
+    from .sleep import SleepReport, consolidate
+    from .tasks import ClassIncrementalStream, DomainIncrementalStream, Task, TaskStream
+    from .trainer import ContinualTrainer
+    from .training_args import ContinualTrainingArguments
+
+__version__ = "0.1.0"
+
+# Imported on first use: a program that only predicts does not pay for the Trainer, datasets and matplotlib.
+_MODULES = {
+    "callbacks": ["SleepCallback"],
+    "codec": ["Codec", "CodecError", "RawCodec", "WebPCodec"],
+    "head_wakesleep": ["SemiParametricHead"],
+    "history": ["History"],
+    "memory": ["MemoryBytes", "SemiParametricMemory"],
+    "modeling_wakesleep": ["WakeSleepOutput"],
+    "sleep": ["SleepReport", "consolidate"],
+    "tasks": ["ClassIncrementalStream", "DomainIncrementalStream", "Task", "TaskStream"],
+    "trainer": ["ContinualTrainer"],
+    "training_args": ["ContinualTrainingArguments"],
+}
+_LAZY = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "ClassIncrementalStream",
+    "Codec",
+    "CodecError",
+    "ContinualTrainer",
+    "ContinualTrainingArguments",
+    "DomainIncrementalStream",
+    "History",
+    "MemoryBytes",
+    "RawCodec",
+    "SemiParametricHead",
+    "SemiParametricMemory",
+    "SleepCallback",
+    "SleepReport",
+    "Task",
+    "TaskStream",
+    "WakeSleepConfig",
+    "WakeSleepForImageClassification",
+    "WakeSleepOutput",
+    "WebPCodec",
+    "consolidate",
+]
+
+AutoConfig.register("wakesleep", WakeSleepConfig, exist_ok=True)
+AutoModelForImageClassification.register(WakeSleepConfig, WakeSleepForImageClassification, exist_ok=True)
+WakeSleepConfig.register_for_auto_class()
+WakeSleepForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+
+
+def __getattr__(name: str):
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

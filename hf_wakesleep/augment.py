@@ -1,0 +1,42 @@
+"""Augmentation of a whole batch at once, on its own device, from an explicit generator."""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+
+def seeded_generator(*numbers: int) -> torch.Generator:
+    """Return a CPU generator for a place in a run, such as (seed, task, step): the same after a restart."""
+    state = 0
+    for number in numbers:
+        state = (state * 1_000_003 + number + 1) % (2**63 - 1)
+    return torch.Generator().manual_seed(state)
+
+
+def augment(
+    pixel_values: torch.Tensor, kind: str, crop_scale: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Crop at random, resize back to the same size and, for `"crop-flip"`, mirror half of the images.
+
+    Args:
+        pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalised images.
+        kind (`str`): `"none"`, `"crop"` or `"crop-flip"`.
+        crop_scale (`float`): Smallest share of the area that a crop keeps, in (0, 1]; its sides keep 3:4 to 4:3.
+        generator (`torch.Generator`): CPU generator.
+
+    Returns:
+        `torch.Tensor` of shape `(B, 3, H, W)`.
+    """
+    if kind == "none":
+        return pixel_values
+    size = len(pixel_values)
+    area = crop_scale + (1 - crop_scale) * torch.rand(size, generator=generator)  # (B,)
+    log_ratio = math.log(4 / 3) * (2 * torch.rand(size, generator=generator) - 1)  # (B,)
+    sides = torch.stack([(area * log_ratio.exp()).sqrt(), (area / log_ratio.exp()).sqrt()], dim=1).clamp(max=1)  # (B, 2)
+    centres = (1 - sides) * (2 * torch.rand(size, 2, generator=generator) - 1)  # (B, 2)
+    if kind == "crop-flip":
+        sides[:, 0] *= 1 - 2 * (torch.rand(size, generator=generator) < 0.5).float()
+    affine = torch.cat([torch.diag_embed(sides), centres[:, :, None]], dim=2).to(pixel_values)  # (B, 2, 3)
+    grid = F.affine_grid(affine, list(pixel_values.shape), align_corners=False)  # (B, H, W, 2)
+    return F.grid_sample(pixel_values, grid, mode="bilinear", padding_mode="border", align_corners=False)

@@ -1,0 +1,143 @@
+"""Codec: from an image to a small code, a self-contained `bytes`, and back."""
+
+import io
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+MAX_SIDE = 4096  # pixels; a code that claims a larger image is refused before anything is allocated
+
+
+class CodecError(ValueError):
+    """A code that cannot be decoded: corrupt, truncated, foreign or oversized."""
+
+
+class Codec(ABC):
+    """Interface of all codecs. An image is a uint8 tensor of shape (3, H, W), a code is a self-contained `bytes`."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def encode(self, images: Sequence[torch.Tensor]) -> list[bytes]:
+        """Return one code per image; `images` is a list of (3, H, W) uint8 tensors or one (B, 3, H, W) tensor."""
+
+    @abstractmethod
+    def decode(self, codes: Sequence[bytes]) -> list[torch.Tensor]:
+        """Return one (3, H, W) uint8 tensor per code.
+
+        Raises:
+            CodecError: If a code cannot be decoded.
+        """
+
+    def settings(self) -> dict:
+        """Return the JSON-able arguments that `make_codec` needs to build this codec again."""
+        return {}
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return the weights; empty for codecs that have none."""
+        return {}
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weights that were fitted to the stream; they count in the memory budget."""
+        return 0
+
+
+def _check_side(height: int, width: int) -> None:
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        raise CodecError(f"Expected a code of an image of 1 to {MAX_SIDE} pixels a side, got {height} x {width}.")
+
+
+class RawCodec(Codec):
+    """Pixels as they are, behind a header of 5 bytes; one channel where the three are equal."""
+
+    name = "raw"
+    _header = struct.Struct("<BHH")  # channels, height, width
+
+    def encode(self, images):
+        codes = []
+        for image in images:
+            is_grey = bool((image[0] == image[1]).all() and (image[0] == image[2]).all())
+            pixels = (image[:1] if is_grey else image).contiguous()
+            codes.append(self._header.pack(*pixels.shape) + pixels.cpu().numpy().tobytes())
+        return codes
+
+    def decode(self, codes):
+        return [self._decode_one(code) for code in codes]
+
+    def _decode_one(self, code: bytes) -> torch.Tensor:
+        if len(code) < self._header.size:
+            raise CodecError(f"Expected a raw code of at least {self._header.size} bytes, got {len(code)}.")
+        channels, height, width = self._header.unpack_from(code)
+        _check_side(height, width)
+        size = self._header.size + channels * height * width
+        if channels not in (1, 3) or len(code) != size:
+            raise CodecError(
+                f"Expected a raw code of {size} bytes for {channels} channels of {height} x {width}, got {len(code)}."
+            )
+        pixels = np.frombuffer(code, dtype=np.uint8, offset=self._header.size).reshape(channels, height, width)
+        return torch.from_numpy(pixels.copy()).expand(3, -1, -1)  # (3, H, W)
+
+
+class WebPCodec(Codec):
+    """Lossy WebP, as Pillow writes it.
+
+    Args:
+        quality (`int`, defaults to 50): 0 (smallest) to 100 (best).
+    """
+
+    name = "webp"
+
+    def __init__(self, quality: int = 50):
+        if not 0 <= quality <= 100:
+            raise ValueError(f"`quality` of WebP must lie in 0..100, got {quality}.")
+        self.quality = quality
+
+    def settings(self):
+        return {"quality": self.quality}
+
+    def encode(self, images):
+        codes = []
+        for image in images:
+            buffer = io.BytesIO()
+            Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(
+                buffer, "WEBP", quality=self.quality, method=6
+            )
+            codes.append(buffer.getvalue())
+        return codes
+
+    def decode(self, codes):
+        return [self._decode_one(code) for code in codes]
+
+    def _decode_one(self, code: bytes) -> torch.Tensor:
+        try:
+            with Image.open(io.BytesIO(code), formats=["WEBP"]) as image:
+                _check_side(image.height, image.width)
+                pixels = np.asarray(image.convert("RGB"))
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            raise CodecError(f"Expected a WebP code, got {len(code)} bytes that do not decode: {error}.") from error
+        return torch.from_numpy(pixels.copy()).permute(2, 0, 1)  # (3, H, W)
+
+
+CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (RawCodec, WebPCodec)}
+
+
+def make_codec(name: str, state_dict: dict[str, torch.Tensor] | None = None, **settings) -> Codec:
+    """Build a codec by name.
+
+    Args:
+        name (`str`): A key of `CODECS`.
+        state_dict (`dict[str, torch.Tensor]`, *optional*): Weights, for codecs that have some.
+        settings: What `Codec.settings` returned, or the codec's own arguments.
+
+    Raises:
+        ValueError: If there is no codec of that name.
+    """
+    if name not in CODECS:
+        raise ValueError(f"`codec` must be one of {sorted(CODECS)}, got {name!r}.")
+    return CODECS[name](**settings) if not state_dict else CODECS[name](state_dict=state_dict, **settings)

@@ -1,0 +1,177 @@
+"""SemiParametricHead: a growing classifier mixed with a closed-form recall."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class LinearClassifier(nn.Module):
+    """Inner product of features and one weight vector per class, plus a bias."""
+
+    def __init__(self, feature_dim: int, num_classes: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_classes, feature_dim))
+        self.bias = nn.Parameter(torch.empty(num_classes))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return F.linear(features, self.weight, self.bias)  # (B, C)
+
+
+class CosineClassifier(nn.Module):
+    """Cosine similarity between features and one weight vector per class, times a learned scale."""
+
+    def __init__(self, feature_dim: int, num_classes: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_classes, feature_dim))
+        self.scale = nn.Parameter(torch.empty(()))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.scale * F.linear(F.normalize(features, dim=-1), F.normalize(self.weight, dim=-1))  # (B, C)
+
+
+class Recall(nn.Module):
+    """Shrunk linear discriminant that follows in closed form from sufficient statistics of the features.
+
+    Statistics (float32 buffers): `counts` (C,) int64, `means` (C, D), `scatter` (D, D), the sum over all images of the
+    outer product of a feature's deviation from its class mean. They do not depend on the order of the images beyond
+    rounding. Source: streaming LDA (Hayes & Kanan 2020, arXiv 1909.01520), with shrinkage towards tr(Sigma)/D I.
+
+    Args:
+        feature_dim (`int`): Feature width D.
+        num_classes (`int`): Number of classes C.
+        shrinkage (`float`): Weight e of the identity in the covariance, in (0, 1].
+    """
+
+    def __init__(self, feature_dim: int, num_classes: int, shrinkage: float):
+        super().__init__()
+        self.shrinkage = shrinkage
+        self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
+        self.register_buffer("means", torch.zeros(num_classes, feature_dim, dtype=torch.float32))
+        self.register_buffer("scatter", torch.zeros(feature_dim, feature_dim, dtype=torch.float32))
+        self._solution = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the statistics."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
+
+    def reset(self) -> None:
+        """Forget all statistics."""
+        for buffer in self.buffers():
+            buffer.zero_()
+        self._solution = None
+
+    def grow(self, num_new: int) -> None:
+        """Append `num_new` classes without statistics."""
+        self.counts = F.pad(self.counts, (0, num_new))  # (C + new,)
+        self.means = F.pad(self.means, (0, 0, 0, num_new))  # (C + new, D)
+        self._solution = None
+
+    @torch.no_grad()
+    def update(self, features: torch.Tensor, labels: torch.Tensor) -> None:
+        """Add images to the statistics, by the pairwise update of Chan et al. (1979).
+
+        Args:
+            features (`torch.Tensor` of shape `(B, D)`): Features.
+            labels (`torch.Tensor` of shape `(B,)`): Class indices, int64.
+        """
+        features = features.to(self.means)
+        counts = torch.bincount(labels, minlength=len(self.counts))  # (C,)
+        sums = torch.zeros_like(self.means).index_add_(0, labels, features)  # (C, D)
+        means = sums / counts.clamp(min=1)[:, None]  # (C, D)
+        deviations = features - means[labels]  # (B, D)
+        total = (self.counts + counts).clamp(min=1)  # (C,)
+        shift = means - self.means  # (C, D)
+        self.scatter += deviations.T @ deviations + (shift * (counts * self.counts / total)[:, None]).T @ shift
+        self.means += shift * (counts / total)[:, None]
+        self.counts += counts
+        self._solution = None
+
+    def solve(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the discriminant's weights (C, D) and biases (C,), equal priors; classes without images get -inf.
+
+        Sigma = scatter / (N - C), Lambda = [(1 - e) Sigma + e tr(Sigma)/D I]^-1, w_c = Lambda mu_c,
+        b_c = -1/2 mu_c' Lambda mu_c.
+        """
+        known = self.counts > 0
+        means, scatter = self.means.float(), self.scatter.float()
+        covariance = scatter / (self.counts.sum() - known.sum()).clamp(min=1)  # (D, D)
+        variance = covariance.diagonal().mean()
+        identity = torch.eye(len(covariance), device=covariance.device)
+        shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * variance * identity  # (D, D)
+        weights = torch.linalg.solve(shrunk if variance > 0 else identity, means.T).T  # (C, D)
+        biases = -0.5 * (weights * means).sum(dim=-1)  # (C,)
+        return weights, biases.masked_fill(~known, -torch.inf)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return logits of shape (B, C) in float32; zeros as long as there are no statistics at all."""
+        if self._solution is None:
+            self._solution = self.solve() if self.counts.sum() > 0 else ()
+        if not self._solution:
+            return features.new_zeros(len(features), len(self.counts), dtype=torch.float32)
+        weights, biases = self._solution
+        return F.linear(features.to(weights), weights, biases)  # (B, C)
+
+    def _apply(self, fn, recurse=True):
+        self._solution = None
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args):
+        self._solution = None
+        return super()._load_from_state_dict(*args)
+
+
+class SemiParametricHead(nn.Module):
+    """Parametric half: a linear or cosine classifier. Non-parametric half: [`Recall`]. Both grow with new classes.
+
+    Args:
+        config (`WakeSleepConfig`): Gives the classes and the kind of classifier.
+        feature_dim (`int`): Feature width D.
+    """
+
+    def __init__(self, config, feature_dim: int):
+        super().__init__()
+        self.config = config
+        self.feature_dim = feature_dim
+        self.classifier = self._new_classifier(len(config.id2label))
+        self.recall = Recall(feature_dim, len(config.id2label), config.recall_shrinkage)
+
+    def _new_classifier(self, num_classes: int) -> nn.Module:
+        build = CosineClassifier if self.config.classifier == "cosine" else LinearClassifier
+        return build(self.feature_dim, num_classes)
+
+    def grow(self, num_new: int, generator: torch.Generator | None = None) -> None:
+        """Append `num_new` output units; what was there keeps its values, bit for bit.
+
+        Args:
+            num_new (`int`): Number of new classes.
+            generator (`torch.Generator`, *optional*): CPU generator that the new weights are drawn from.
+        """
+        old = self.classifier.state_dict()
+        num_old = len(self.classifier.weight)
+        weight = self.classifier.weight
+        grown = self._new_classifier(num_old + num_new).to(weight)
+        with torch.no_grad():
+            grown.weight.copy_(0.02 * torch.randn(grown.weight.shape, generator=generator))
+            grown.weight[:num_old] = old["weight"]
+            if "bias" in old:
+                grown.bias.zero_()
+                grown.bias[:num_old] = old["bias"]
+            else:
+                grown.scale.copy_(old["scale"])
+        self.classifier = grown
+        self.recall.grow(num_new)
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return mixed logits (log-probabilities), classifier logits and recall logits, each of shape (B, C)."""
+        classifier_logits = self.classifier(features)  # (B, C)
+        recall_logits = self.recall(features)  # (B, C)
+        return self.mix(classifier_logits, recall_logits), classifier_logits, recall_logits
+
+    def mix(self, classifier_logits: torch.Tensor, recall_logits: torch.Tensor) -> torch.Tensor:
+        """Return log((1 - w) softmax(classifier) + w softmax(recall)), shape (B, C), float32, w = `recall_weight`."""
+        weight = torch.tensor([1 - self.config.recall_weight, self.config.recall_weight]).log()
+        weight = weight.to(classifier_logits.device)
+        classifier = classifier_logits.float().log_softmax(dim=-1) + weight[0]
+        recall = recall_logits.log_softmax(dim=-1) + weight[1]
+        return torch.logaddexp(classifier, recall)  # (B, C)

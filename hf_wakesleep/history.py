@@ -1,0 +1,178 @@
+"""History: what was measured after every task, and the numbers that follow from it."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from . import metrics
+
+HISTORY_NAME = "history.json"
+
+
+@dataclass
+class TaskRecord:
+    """What is known of one task once its stage stands.
+
+    Args:
+        name (`str`): Name of the task.
+        classes (`list[str]`): Its classes.
+        new_classes (`list[str]`): Those that it brought.
+        num_train_images (`int`): Training images.
+        num_eval_images (`int`): Evaluation images.
+        accuracy (`list[float]`): Row of the accuracy matrix: accuracy on every task so far, NaN where unknown.
+        before_accuracy (`float`): a[i-1][i] of forward transfer, NaN if not measured.
+        untrained_accuracy (`float`): b[i] of forward transfer, NaN if not measured.
+        memory_bytes (`dict[str, int]`): `codes`, `index`, `codec`, `statistics`, `total`.
+        num_codes (`int`): Codes in memory.
+        recall_weight (`float`): Weight of recall in predictions.
+        wake_seconds (`float`): Seconds awake.
+        wake_images (`int`): Training images seen awake, repetitions included.
+        sleep_seconds (`float`): Seconds asleep.
+        sleep_images (`int`): Memories seen asleep, repetitions included.
+        sleep (`dict`): The report of the sleep; empty without one.
+    """
+
+    name: str
+    classes: list[str]
+    new_classes: list[str]
+    num_train_images: int
+    num_eval_images: int
+    accuracy: list[float] = field(default_factory=list)
+    before_accuracy: float = math.nan
+    untrained_accuracy: float = math.nan
+    memory_bytes: dict[str, int] = field(default_factory=dict)
+    num_codes: int = 0
+    recall_weight: float = 0.0
+    wake_seconds: float = 0.0
+    wake_images: int = 0
+    sleep_seconds: float = 0.0
+    sleep_images: int = 0
+    sleep: dict = field(default_factory=dict)
+
+
+@dataclass
+class History:
+    """Records of all tasks so far, and how the run was made.
+
+    Args:
+        protocol (`dict`): Seed, stream, backbone, codec, ...: what must not change within a run. JSON-able.
+        untrained (`dict[str, float]`): b[i] of forward transfer by name of the task, tasks to come included.
+        records (`list[TaskRecord]`): One per finished task.
+    """
+
+    protocol: dict = field(default_factory=dict)
+    untrained: dict[str, float] = field(default_factory=dict)
+    records: list[TaskRecord] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def accuracy_matrix(self) -> list[list[float]]:
+        """Row t: accuracy on tasks 0..t after task t."""
+        return [record.accuracy for record in self.records]
+
+    @property
+    def classes(self) -> list[str]:
+        """All classes, in the order of learning."""
+        return [name for record in self.records for name in record.new_classes]
+
+    def summary(self, num_tasks: int | None = None) -> dict[str, float]:
+        """Return every metric after the first `num_tasks` tasks (all by default), by its name."""
+        records = self.records[:num_tasks]
+        matrix = [record.accuracy for record in records]
+        return {
+            "average_accuracy": metrics.average_accuracy(matrix),
+            "pooled_accuracy": metrics.pooled_accuracy(matrix, [record.num_eval_images for record in records]),
+            "average_incremental_accuracy": metrics.average_incremental_accuracy(matrix),
+            "forgetting": metrics.forgetting(matrix),
+            "backward_transfer": metrics.backward_transfer(matrix),
+            "forward_transfer": metrics.forward_transfer(
+                [record.before_accuracy for record in records], [record.untrained_accuracy for record in records]
+            ),
+            "learning_accuracy": metrics.learning_accuracy(matrix),
+        }
+
+    def to_dict(self) -> dict:
+        """Return everything as JSON-able values: metrics after each task as lists, NaN as `None`."""
+        summaries = [self.summary(count) for count in range(1, len(self) + 1)]
+        curves = {name: [summary[name] for summary in summaries] for name in (summaries[0] if summaries else ())}
+        per_task = {
+            name: [getattr(record, name) for record in self.records]
+            for name in ("memory_bytes", "num_codes", "wake_seconds", "sleep_seconds", "wake_images", "sleep_images")
+        }
+        content = {
+            "protocol": self.protocol,
+            "seed": self.protocol.get("seed"),
+            "classes": self.classes,
+            "accuracy_matrix": self.accuracy_matrix,
+            **curves,
+            **per_task,
+            "untrained": self.untrained,
+            "records": [asdict(record) for record in self.records],
+        }
+        return _nan_to_none(content)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `history.json`, whole or not at all."""
+        path = Path(folder) / HISTORY_NAME
+        temporary = path.with_name(f".{HISTORY_NAME}.tmp")
+        temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "History":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: If the file is missing or not a history.
+        """
+        path = Path(folder) / HISTORY_NAME
+        if not path.is_file():
+            raise ValueError(f"Expected {path}, which does not exist. Is {folder} a stage or an output folder?")
+        try:
+            content = json.loads(path.read_text())
+            records = [TaskRecord(**_none_to_nan(record)) for record in content["records"]]
+            return cls(content["protocol"], _none_to_nan(content["untrained"]), records)
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"Expected a history in {path}, which does not hold one ({error!r}).") from error
+
+    def table(self) -> str:
+        """Return the accuracy matrix and all metrics as plain text."""
+        names = [record.name for record in self.records]
+        width = max([len(name) for name in names] + [7]) + 1
+        lines = ["accuracy (%) on each task (column) after each task (row)"]
+        lines.append(" " * width + "".join(f"{name:>{width}}" for name in names) + f"{'mean':>{width}}{'pooled':>{width}}")
+        for count, record in enumerate(self.records, start=1):
+            summary = self.summary(count)
+            cells = "".join(f"{100 * value:>{width}.1f}" for value in record.accuracy)
+            cells += " " * width * (len(names) - count)
+            means = f"{100 * summary['average_accuracy']:>{width}.1f}{100 * summary['pooled_accuracy']:>{width}.1f}"
+            lines.append(f"{record.name:<{width}}" + cells + means)
+        lines.append("")
+        lines += [f"{name.replace('_', ' '):<30}{value:>10.4f}" for name, value in self.summary().items()]
+        last = self.records[-1]
+        lines += [f"{'memory ' + part + ' (bytes)':<30}{size:>10,}" for part, size in last.memory_bytes.items()]
+        lines.append(f"{'codes in memory':<30}{last.num_codes:>10,}")
+        for phase in ("wake", "sleep"):
+            seconds = sum(getattr(record, f"{phase}_seconds") for record in self.records)
+            images = sum(getattr(record, f"{phase}_images") for record in self.records)
+            lines.append(f"{phase + ' seconds':<30}{seconds:>10.1f}   ({images:,} images)")
+        return "\n".join(lines)
+
+
+def _nan_to_none(value):
+    if isinstance(value, dict):
+        return {key: _nan_to_none(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_nan_to_none(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _none_to_nan(value):
+    if isinstance(value, dict):
+        return {key: _none_to_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_none_to_nan(item) for item in value]
+    return math.nan if value is None else value

@@ -1,0 +1,111 @@
+"""ImageReader: from what a dataset holds to the uint8 images that are remembered and the pixels a model takes."""
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from transformers import ViTImageProcessor
+from transformers.image_utils import PILImageResampling
+
+from .configuration_wakesleep import WakeSleepConfig
+
+
+def make_image_processor(config: WakeSleepConfig) -> ViTImageProcessor:
+    """Return the image processor of a model: RGB, resized to `image_size`, normalised."""
+    return ViTImageProcessor(
+        size={"height": config.image_size, "width": config.image_size},
+        image_mean=config.image_mean,
+        image_std=config.image_std,
+        resample=PILImageResampling.BICUBIC,
+        do_convert_rgb=True,
+    )
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image to RGB as the image processor of a pipeline does, 16-bit grey by its upper 8 bits.
+
+    Raises:
+        ValueError: If the mode holds unbounded values (`"I"`, `"F"`), which have no defined white.
+    """
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"Expected an image with a known range (1, L, I;16, P, RGB, RGBA, CMYK, ...), got mode {image.mode!r}. "
+            "Scale it to 0..255 and convert it to 'L' or 'RGB'."
+        )
+    return image.convert("RGB")
+
+
+def open_image(encoded: dict, where: str) -> Image.Image:
+    """Decode one cell of an undecoded `Image` column to RGB.
+
+    Args:
+        encoded (`dict`): `{"bytes": bytes or None, "path": str or None}`.
+        where (`str`): What to call the image in an error, for example `"image 3 of 'train'"`.
+
+    Raises:
+        ValueError: If the image is missing, cannot be read, or has a mode without a known range.
+    """
+    try:
+        source = io.BytesIO(encoded["bytes"]) if encoded["bytes"] is not None else encoded["path"]
+        with Image.open(source) as image:
+            return to_rgb(image)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"Expected a readable image, but {where} cannot be read ({error}). Repair it or drop that row."
+        ) from error
+
+
+class TaskImages(torch.utils.data.Dataset):
+    """Images of a task with their index in a model's head.
+
+    Args:
+        dataset (`datasets.Dataset`): Columns `image` (`Image`) and `label` (`ClassLabel`).
+        label2id (`dict[str, int]`): From class name to index in the head.
+        name (`str`): What to call the dataset in an error.
+    """
+
+    def __init__(self, dataset, label2id: dict[str, int], name: str):
+        label = dataset.features["label"]
+        self.name = name
+        self.head_index = [label2id.get(class_name, -1) for class_name in label.names]
+        self.dataset = dataset.cast_column("image", type(dataset.features["image"])(decode=False))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> dict:
+        example = self.dataset[row]
+        image = open_image(example["image"], f"image {row} of {self.name}")
+        return {"image": image, "label": self.head_index[example["label"]]}
+
+
+class ImageReader:
+    """Data collator that yields what a model takes and, on demand, the uint8 images behind it.
+
+    Args:
+        processor (`BaseImageProcessor`): Resizes and normalises.
+    """
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
+        """Return `pixel_values` (B, 3, H, W) float32 and `labels` (B,) int64."""
+        images, labels = self.read(examples)
+        return {"pixel_values": self.normalise(images), "labels": labels}
+
+    def read(self, examples: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return images (B, 3, H, W) uint8 and labels (B,) int64."""
+        images = self.resize([example["image"] for example in examples])
+        return images, torch.tensor([example["label"] for example in examples])
+
+    def resize(self, images: list[Image.Image]) -> torch.Tensor:
+        """Return images as uint8 of shape (B, 3, H, W), at the size of the model's input."""
+        return self.processor(images, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """Return uint8 images (B, 3, H, W) as normalised float32 of the same shape."""
+        return self.processor(images, do_resize=False, return_tensors="pt")["pixel_values"]

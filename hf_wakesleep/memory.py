@@ -1,0 +1,283 @@
+"""SemiParametricMemory: a table of codes under a budget in bytes, with the codec that turns them back into images."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from datasets import ClassLabel, Features, Value
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file, save_file
+
+from .codec import Codec, make_codec
+
+INDEX_BYTES = 8  # per code: its length, label and task
+FILE_BYTES = 1024  # what a parquet file with rows holds beyond one without, and memory.json
+
+CODES_NAME, CODEC_NAME, MEMORY_NAME = "codes.parquet", "codec.safetensors", "memory.json"
+
+
+@dataclass(frozen=True)
+class MemoryBytes:
+    """Accounting of everything learned from the stream that must be kept to go on, in bytes.
+
+    Args:
+        codes (`int`): The codes themselves.
+        index (`int`): Length, label and task of every code, class names, file headers.
+        codec (`int`): Weights of a codec that was fitted to the stream.
+        statistics (`int`): What the model keeps beside its weights, such as recall's statistics.
+    """
+
+    codes: int
+    index: int
+    codec: int
+    statistics: int
+
+    @property
+    def total(self) -> int:
+        """Sum of all parts."""
+        return self.codes + self.index + self.codec + self.statistics
+
+    def to_dict(self) -> dict[str, int]:
+        """Return all parts and their total."""
+        return {**asdict(self), "total": self.total}
+
+
+class SemiParametricMemory:
+    """Codes of images, balanced over classes and never above the budget.
+
+    Codes stand ordered by class and, within a class, by a digest of their bytes. When the budget is full every class
+    keeps the first of its codes in that order, which is a uniform sample of all its images whatever the order they
+    came in (reservoir sampling without a random state).
+
+    Args:
+        codec ([`Codec`]): Turns images into codes and back.
+        budget (`int`, *optional*): Bytes that `num_bytes.total` may not exceed. `None` for no limit.
+        classes (`Sequence[str]`, *optional*): Names of the classes, in the order of their labels.
+    """
+
+    def __init__(self, codec: Codec, budget: int | None = None, classes: Sequence[str] = ()):
+        self.codec = codec
+        self.budget = budget
+        self.classes = list(classes)
+        self.statistics_bytes = 0
+        self._codes = pa.array([], pa.large_binary())
+        self._labels = np.zeros(0, dtype=np.int64)
+        self._tasks = np.zeros(0, dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    @property
+    def num_bytes(self) -> MemoryBytes:
+        """What the memory takes now."""
+        return MemoryBytes(
+            codes=int(self._code_sizes().sum()),
+            index=INDEX_BYTES * len(self) + self._file_bytes(),
+            codec=self.codec.num_bytes,
+            statistics=self.statistics_bytes,
+        )
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Label of every code, int64 of shape (M,)."""
+        return self._labels
+
+    @property
+    def tasks(self) -> np.ndarray:
+        """Number of the task of every code, int32 of shape (M,)."""
+        return self._tasks
+
+    def add_classes(self, classes: Sequence[str], statistics_bytes: int) -> None:
+        """Make room for new classes, whose codes may come next.
+
+        Args:
+            classes (`Sequence[str]`): Their names.
+            statistics_bytes (`int`): Bytes that the model now keeps beside its weights; they count in the budget.
+
+        Raises:
+            ValueError: If the budget cannot hold a code of every class any more; nothing is changed then.
+        """
+        before = self.classes, self.statistics_bytes
+        self.classes, self.statistics_bytes = self.classes + list(classes), statistics_bytes
+        try:
+            self._set(self._codes, self._labels, self._tasks)
+        except ValueError:
+            self.classes, self.statistics_bytes = before
+            raise
+
+    def write(self, codes: Sequence[bytes], labels: Sequence[int], task: int) -> None:
+        """Add codes of one task, then shrink all classes alike until the budget holds.
+
+        Args:
+            codes (`Sequence[bytes]`): What `codec.encode` returned.
+            labels (`Sequence[int]`): Their classes, as positions in `classes`.
+            task (`int`): Number of the task, from 0.
+
+        Raises:
+            ValueError: If a label is unknown, or the budget cannot hold one code of every class; the memory stays as
+                it was.
+        """
+        labels = np.asarray(labels, dtype=np.int64)
+        if len(codes) != len(labels) or (len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes)):
+            raise ValueError(
+                f"Expected one label in 0..{len(self.classes) - 1} per code, got {len(codes)} codes and labels "
+                f"{sorted(set(labels.tolist()))}. Add the classes first."
+            )
+        self._set(
+            pa.concat_arrays([self._codes, pa.array(codes, pa.large_binary())]),
+            np.concatenate([self._labels, labels]),
+            np.concatenate([self._tasks, np.full(len(labels), task, dtype=np.int32)]),
+        )
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decode some memories.
+
+        Args:
+            indices (`Sequence[int]`): Positions in 0..M-1.
+
+        Returns:
+            `tuple`: Images (B, 3, H, W) uint8 and labels (B,) int64.
+
+        Raises:
+            CodecError: If a code is corrupt.
+        """
+        indices = np.asarray(indices, dtype=np.int64)
+        images = self.codec.decode(self._codes.take(pa.array(indices)).to_pylist())
+        return torch.stack(images), torch.from_numpy(self._labels[indices])  # (B, 3, H, W), (B,)
+
+    def sample(self, size: int, generator: np.random.Generator, among: np.ndarray | None = None) -> np.ndarray:
+        """Draw memories, every class that has some with equal probability.
+
+        Args:
+            size (`int`): Number B of memories to draw, with replacement.
+            generator (`numpy.random.Generator`): Source of randomness.
+            among (`numpy.ndarray`, *optional*): Sorted positions to draw from; all if missing.
+
+        Returns:
+            `numpy.ndarray`: Positions, int64 of shape (B,).
+        """
+        among = np.arange(len(self)) if among is None else among
+        starts = np.flatnonzero(np.diff(self._labels[among], prepend=-1))  # (K,) first position of each class
+        counts = np.diff(starts, append=len(among))  # (K,)
+        drawn = generator.integers(len(starts), size=size)  # (B,)
+        return among[starts[drawn] + (generator.random(size) * counts[drawn]).astype(np.int64)]
+
+    def save(self, folder: str | Path) -> None:
+        """Write `codes.parquet`, `memory.json` and, if the codec has weights, `codec.safetensors`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_parquet(self._table(), folder / CODES_NAME)
+        weights = self.codec.state_dict()
+        if weights:
+            save_file(weights, folder / CODEC_NAME)
+        settings = {"codec": self.codec.name, "settings": self.codec.settings(), "budget": self.budget}
+        (folder / MEMORY_NAME).write_text(json.dumps(settings, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "SemiParametricMemory":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: If a file is missing or does not hold a memory.
+        """
+        folder = Path(folder)
+        missing = [name for name in (CODES_NAME, MEMORY_NAME) if not (folder / name).is_file()]
+        if missing:
+            raise ValueError(f"Expected a memory in {folder}, but {missing} are missing. Is it a whole stage?")
+        settings = json.loads((folder / MEMORY_NAME).read_text())
+        weights = load_file(folder / CODEC_NAME) if (folder / CODEC_NAME).is_file() else None
+        codec = make_codec(settings["codec"], state_dict=weights, **settings["settings"])
+        table = pq.read_table(folder / CODES_NAME, memory_map=True)
+        features = Features.from_arrow_schema(table.schema)
+        memory = cls(codec, settings["budget"], features["label"].names)
+        memory._codes = table["code"].combine_chunks().cast(pa.large_binary())
+        memory._labels = table["label"].to_numpy().astype(np.int64)
+        memory._tasks = table["task"].to_numpy().astype(np.int32)
+        return memory
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, **kwargs) -> "SemiParametricMemory":
+        """Load the memory of a stage from its folder or from the Hub; nothing else of the stage is downloaded.
+
+        Args:
+            name_or_path (`str`): Folder of a stage, or name of a repository.
+            kwargs: Passed on to `huggingface_hub.snapshot_download` (`revision`, `token`, ...).
+        """
+        folder = Path(name_or_path)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(name_or_path, allow_patterns="memory/*", **kwargs))
+        return cls.load(folder / "memory")
+
+    def _code_sizes(self) -> np.ndarray:
+        return np.diff(np.frombuffer(self._codes.buffers()[1], dtype=np.int64)[: len(self) + 1]) if len(self) else (
+            np.zeros(0, dtype=np.int64)
+        )
+
+    def _schema(self) -> pa.Schema:
+        features = {"code": Value("binary"), "label": ClassLabel(names=self.classes), "task": Value("int32")}
+        return Features(features).arrow_schema
+
+    def _table(self) -> pa.Table:
+        columns = [self._codes.cast(pa.binary()), pa.array(self._labels), pa.array(self._tasks)]
+        return pa.Table.from_arrays(columns, schema=self._schema())
+
+    def _file_bytes(self) -> int:
+        sink = pa.BufferOutputStream()
+        _write_parquet(self._schema().empty_table(), sink)
+        return sink.getvalue().size + FILE_BYTES
+
+    def _set(self, codes: pa.LargeBinaryArray, labels: np.ndarray, tasks: np.ndarray) -> None:
+        """Order codes, drop what the budget does not hold, and make the rest the content of the memory."""
+        digests = [hashlib.blake2b(code.as_buffer(), digest_size=8).digest() for code in codes]
+        order = np.lexsort((np.asarray(digests, dtype="S8"), labels)).astype(np.int64)
+        if self.budget is not None:
+            sizes = np.diff(np.frombuffer(codes.buffers()[1], dtype=np.int64)[codes.offset :][: len(codes) + 1])
+            room = self.budget - self._file_bytes() - self.codec.num_bytes - self.statistics_bytes
+            order = order[_fit(labels[order], sizes[order] + INDEX_BYTES, room, self.budget)]
+        self._codes = codes.take(pa.array(order))
+        self._labels, self._tasks = labels[order], tasks[order]
+
+
+def _fit(labels: np.ndarray, sizes: np.ndarray, room: int, budget: int) -> np.ndarray:
+    """Return which codes to keep so that their sizes add up to at most `room`, bool of shape (M,).
+
+    Every class keeps its first k codes, with the largest k that fits; what is left then goes to one more code of as
+    many classes as possible, in order.
+
+    Args:
+        labels (`numpy.ndarray` of shape `(M,)`): Sorted labels.
+        sizes (`numpy.ndarray` of shape `(M,)`): Bytes of each code with its index.
+        room (`int`): Bytes to fill.
+        budget (`int`): The whole budget, for the error.
+
+    Raises:
+        ValueError: If not even one code of every class fits.
+    """
+    starts = np.flatnonzero(np.diff(labels, prepend=-1))
+    rank = np.arange(len(labels)) - np.repeat(starts, np.diff(starts, append=len(labels)))  # (M,) within its class
+    cumulative = np.cumsum(np.bincount(rank, weights=sizes)) if len(rank) else np.zeros(0)  # bytes of k + 1 per class
+    per_class = int(np.searchsorted(cumulative, room, side="right"))
+    minimum = int(cumulative[0]) if len(cumulative) else 0
+    if room < minimum:
+        raise ValueError(
+            f"`memory_budget` must hold at least one code per class: {minimum:,} bytes of codes for {len(starts)} "
+            f"classes and {budget - room:,} bytes for statistics, codec and file headers, got {budget:,}. Raise it "
+            "to hold them, or pass a codec with smaller codes."
+        )
+    keep = rank < per_class
+    left = room - int(sizes[keep].sum())
+    for position in np.flatnonzero(rank == per_class):
+        if sizes[position] <= left:
+            keep[position] = True
+            left -= int(sizes[position])
+    return keep
+
+
+def _write_parquet(table: pa.Table, where) -> None:
+    pq.write_table(table, where, compression="none", use_dictionary=["label", "task"], write_statistics=False)

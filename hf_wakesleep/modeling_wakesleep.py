@@ -1,0 +1,196 @@
+"""WakeSleepForImageClassification: a ViT backbone with a semi-parametric memory head."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .configuration_wakesleep import WakeSleepConfig
+from .head_wakesleep import CosineClassifier, LinearClassifier, Recall, SemiParametricHead
+
+
+@dataclass
+class WakeSleepOutput(ModelOutput):
+    """Output of [`WakeSleepForImageClassification`]; B images, C classes, feature width D.
+
+    Args:
+        loss (`torch.Tensor` of shape `()`, *optional*): Cross-entropy of the classifier, given `labels`.
+        logits (`torch.Tensor` of shape `(B, C)`): Log-probabilities of the mix of classifier and recall.
+        classifier_logits (`torch.Tensor` of shape `(B, C)`): Logits of the parametric half.
+        recall_logits (`torch.Tensor` of shape `(B, C)`): Logits of the non-parametric half.
+        features (`torch.Tensor` of shape `(B, D)`): Pooled features of the backbone.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    classifier_logits: torch.Tensor | None = None
+    recall_logits: torch.Tensor | None = None
+    features: torch.Tensor | None = None
+
+
+class WakeSleepPreTrainedModel(PreTrainedModel):
+    """Weight initialisation, loading and gradient checkpointing shared with transformers."""
+
+    config_class = WakeSleepConfig
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, Recall):
+            for buffer in module.buffers():
+                init.zeros_(buffer)
+        elif isinstance(module, LinearClassifier):
+            init.normal_(module.weight, std=0.02)
+            init.zeros_(module.bias)
+        elif isinstance(module, CosineClassifier):
+            init.normal_(module.weight, std=0.02)
+            init.constant_(module.scale, 16.0)
+
+
+class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
+    """Image classifier that can be taught new classes without forgetting the old ones.
+
+    Args:
+        config ([`WakeSleepConfig`]): The configuration.
+        backbone (`PreTrainedModel`, *optional*): A ready backbone; built from `config.backbone_config` if missing.
+    """
+
+    def __init__(self, config: WakeSleepConfig, backbone: PreTrainedModel | None = None):
+        super().__init__(config)
+        self.backbone = AutoModel.from_config(config.backbone_config) if backbone is None else backbone
+        if config.pooling != "pooler" and "pooler" in dict(self.backbone.named_children()):
+            self.backbone.pooler = None  # weights that nothing would use or train
+        self.head = SemiParametricHead(config, self._feature_dim())
+        self.post_init()
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name_or_path: str,
+        *,
+        image_size: int | None = None,
+        image_mean: list[float] | None = None,
+        image_std: list[float] | None = None,
+        config_kwargs: dict | None = None,
+        **kwargs,
+    ) -> "WakeSleepForImageClassification":
+        """Build a model without classes around a pretrained timm or transformers ViT.
+
+        Args:
+            name_or_path (`str`): Hub name or folder of the backbone.
+            image_size (`int`, *optional*): Side in pixels of the images to take, if not the backbone's own; position
+                embeddings are interpolated.
+            image_mean (`list[float]`, *optional*): Normalisation, if not the backbone's own.
+            image_std (`list[float]`, *optional*): Normalisation, if not the backbone's own.
+            config_kwargs (`dict`, *optional*): Further fields of [`WakeSleepConfig`].
+            kwargs: Passed on to `AutoModel.from_pretrained` (`revision`, `token`, `cache_dir`, ...).
+
+        Returns:
+            [`WakeSleepForImageClassification`]: With pretrained backbone, an empty head and float32 weights.
+
+        Raises:
+            OSError: If the backbone, or the normalisation of a transformers backbone, cannot be found.
+        """
+        download = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
+        backbone_config = AutoConfig.from_pretrained(name_or_path, **download)
+        is_timm = backbone_config.model_type == "timm_wrapper"
+        if is_timm:
+            processing = backbone_config.pretrained_cfg
+            own_size, mean, std = processing["input_size"][-1], processing["mean"], processing["std"]
+            if image_size not in (None, own_size):
+                kwargs["model_args"] = {"dynamic_img_size": True, **kwargs.get("model_args", {})}
+        else:
+            own_size, mean, std = backbone_config.image_size, image_mean, image_std
+            if image_mean is None or image_std is None:
+                processing = AutoImageProcessor.from_pretrained(name_or_path, **download)
+                mean, std = processing.image_mean, processing.image_std
+        backbone = AutoModel.from_pretrained(name_or_path, **{"dtype": torch.float32, **kwargs})
+        backbone.config.num_labels = 0  # the label names of its pretraining are not ours
+        config = WakeSleepConfig(
+            backbone_config=backbone.config,
+            image_size=image_size or own_size,
+            image_mean=image_mean or mean,
+            image_std=image_std or std,
+            **{"pooling": "pooler" if is_timm else "cls", **(config_kwargs or {})},
+        )
+        return cls(config, backbone=backbone)
+
+    def _feature_dim(self) -> int:
+        if self.config.backbone_config.model_type == "timm_wrapper":
+            return self.backbone.timm_model.num_features
+        return self.backbone.config.hidden_size
+
+    def grow(self, classes: list[str], generator: torch.Generator | None = None) -> None:
+        """Add output units for new classes; the old ones keep their values, bit for bit.
+
+        Args:
+            classes (`list[str]`): Names of the new classes.
+            generator (`torch.Generator`, *optional*): CPU generator that the new weights are drawn from.
+
+        Raises:
+            ValueError: If a class is known already.
+        """
+        self.config.add_classes(classes)
+        self.head.grow(len(classes), generator)
+
+    def extract_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return the backbone's pooled features.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, image_size, image_size)`): Normalised images.
+
+        Returns:
+            `torch.Tensor` of shape `(B, D)`.
+        """
+        backbone = self.config.backbone_config
+        resized = backbone.model_type != "timm_wrapper" and backbone.image_size != self.config.image_size
+        kwargs = {"interpolate_pos_encoding": True} if resized else {}
+        outputs = self.backbone(pixel_values.to(self.dtype), **kwargs)
+        if self.config.pooling == "pooler":
+            return outputs.pooler_output.flatten(1)  # (B, D)
+        tokens = outputs.last_hidden_state  # (B, N, D)
+        return tokens[:, 0] if self.config.pooling == "cls" else tokens.mean(dim=1)  # (B, D)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> WakeSleepOutput | tuple:
+        """Classify images.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, image_size, image_size)`): Normalised images.
+            labels (`torch.Tensor` of shape `(B,)`, *optional*): Class indices, int64.
+            return_dict (`bool`, *optional*): Whether to return a [`WakeSleepOutput`] rather than a tuple.
+
+        Returns:
+            [`WakeSleepOutput`] or `tuple`.
+        """
+        features = self.extract_features(pixel_values)
+        logits, classifier_logits, recall_logits = self.head(features)
+        loss = None if labels is None else F.cross_entropy(classifier_logits.float(), labels)
+        output = WakeSleepOutput(
+            loss=loss,
+            logits=logits,
+            classifier_logits=classifier_logits,
+            recall_logits=recall_logits,
+            features=features,
+        )
+        return output if return_dict in (None, True) else output.to_tuple()
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
+        self.backbone._set_gradient_checkpointing(enable, *args, **kwargs)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()

@@ -1,0 +1,73 @@
+"""history.png: the accuracy matrix, accuracy and forgetting over tasks, and the bytes of memory."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .history import History
+
+HISTORY_PLOT_NAME = "history.png"
+
+
+def plot_history(history: History) -> Figure:
+    """Return a figure with the accuracy matrix, the curves over tasks and the memory's parts."""
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    matrix_axes, curve_axes, memory_axes = figure.subplots(1, 3)
+    _plot_matrix(matrix_axes, history)
+    _plot_curves(curve_axes, history)
+    _plot_memory(memory_axes, history)
+    return figure
+
+
+def save_history_plot(history: History, folder: str | Path) -> None:
+    """Write `history.png`, whole or not at all."""
+    path = Path(folder) / HISTORY_PLOT_NAME
+    temporary = path.with_name(f".{HISTORY_PLOT_NAME}.tmp")
+    plot_history(history).savefig(temporary, format="png", dpi=110)
+    temporary.replace(path)
+
+
+def _plot_matrix(axes, history: History) -> None:
+    size = len(history)
+    matrix = np.full((size, size), np.nan)
+    for row, values in enumerate(history.accuracy_matrix):
+        matrix[row, : len(values)] = values
+    image = axes.imshow(100 * matrix, vmin=0, vmax=100, cmap="viridis")
+    if size <= 12:
+        for row, column in zip(*np.nonzero(~np.isnan(matrix)), strict=True):
+            colour = "black" if matrix[row, column] > 0.6 else "white"
+            axes.text(column, row, f"{100 * matrix[row, column]:.0f}", ha="center", va="center", color=colour)
+    _number_tasks(axes, size)
+    axes.set(title="accuracy (%)", xlabel="on task", ylabel="after task", yticks=axes.get_xticks())
+    axes.set_yticklabels([label.get_text() for label in axes.get_xticklabels()])
+    axes.figure.colorbar(image, ax=axes, shrink=0.8)
+
+
+def _plot_curves(axes, history: History) -> None:
+    tasks = np.arange(len(history))
+    summaries = [history.summary(count) for count in range(1, len(history) + 1)]
+    for name in ("average_accuracy", "pooled_accuracy", "forgetting"):
+        values = [100 * summary[name] for summary in summaries]
+        axes.plot(tasks, values, marker="o", markersize=4, label=name.replace("_", " "))
+    axes.set(title="over tasks", xlabel="after task", ylabel="%")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _number_tasks(axes, len(history))
+
+
+def _plot_memory(axes, history: History) -> None:
+    tasks = np.arange(len(history))
+    bottom = np.zeros(len(history))
+    for part in ("codes", "index", "codec", "statistics"):
+        kilobytes = np.asarray([record.memory_bytes[part] / 1000 for record in history.records])
+        axes.bar(tasks, kilobytes, bottom=bottom, label=part)
+        bottom += kilobytes
+    axes.set(title="memory", xlabel="after task", ylabel="kB", ylim=(0, 1.3 * max(bottom.max(), 1e-3)))
+    axes.legend(ncols=2)
+    _number_tasks(axes, len(history))
+
+
+def _number_tasks(axes, size: int) -> None:
+    ticks = np.arange(0, size, max(1, size // 10))
+    axes.set_xticks(ticks, [str(tick + 1) for tick in ticks])

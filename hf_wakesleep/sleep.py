@@ -1,0 +1,265 @@
+"""consolidate: one sleep, in which memories of all classes are replayed into the network."""
+
+import copy
+import time
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import get_scheduler
+
+from .augment import augment, seeded_generator
+from .images import ImageReader
+from .memory import SemiParametricMemory
+from .modeling_wakesleep import WakeSleepForImageClassification
+from .training_args import ContinualTrainingArguments
+
+HOLD_OUT_EVERY = 10  # one memory in ten of each class sets the weight of recall and is not replayed
+
+
+@dataclass(frozen=True)
+class SleepReport:
+    """What one sleep did.
+
+    Args:
+        steps (`int`): Optimizer steps.
+        images (`int`): Memories replayed, repetitions included.
+        seconds (`float`): Wall-clock time, recall included.
+        loss (`float`): Mean total loss over the last tenth of the steps.
+        cross_entropy (`float`): Its part that classifies.
+        distillation (`float`): Its part that distils, before weighting.
+        recall_weight (`float`): Weight of recall in predictions from now on.
+        held_out_accuracy (`float`): Accuracy on the memories that were held out; NaN without such.
+    """
+
+    steps: int
+    images: int
+    seconds: float
+    loss: float
+    cross_entropy: float
+    distillation: float
+    recall_weight: float
+    held_out_accuracy: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return all fields."""
+        return asdict(self)
+
+
+def parameter_groups(
+    model: WakeSleepForImageClassification, learning_rate: float, weight_decay: float, backbone_ratio: float
+) -> list[dict]:
+    """Return optimizer groups for the trainable parameters: backbone and head, with and without weight decay.
+
+    Args:
+        model ([`WakeSleepForImageClassification`]): The model.
+        learning_rate (`float`): Learning rate of the head.
+        weight_decay (`float`): Weight decay of everything with two dimensions or more.
+        backbone_ratio (`float`): Learning rate of the backbone over that of the head.
+    """
+    groups = []
+    for part, ratio in ((model.backbone, backbone_ratio), (model.head, 1.0)):
+        trainable = [parameter for parameter in part.parameters() if parameter.requires_grad]
+        for decay, is_matrix in ((weight_decay, True), (0.0, False)):
+            members = [parameter for parameter in trainable if (parameter.ndim >= 2) == is_matrix]
+            if members:
+                groups.append({"params": members, "lr": learning_rate * ratio, "weight_decay": decay})
+    return groups
+
+
+def set_plasticity(model: WakeSleepForImageClassification, plasticity: str) -> None:
+    """Make all weights trainable (`"full"`) or only the head's (`"head"`)."""
+    model.requires_grad_(True)
+    model.backbone.requires_grad_(plasticity == "full")
+
+
+def held_out(labels: np.ndarray) -> np.ndarray:
+    """Return which memories take no part in replay: every tenth of its class; bool of shape (M,).
+
+    Args:
+        labels (`numpy.ndarray` of shape `(M,)`): Sorted labels of all memories.
+    """
+    starts = np.flatnonzero(np.diff(labels, prepend=-1))
+    rank = np.arange(len(labels)) - np.repeat(starts, np.diff(starts, append=len(labels)))  # (M,) within its class
+    return rank % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1
+
+
+def consolidate(
+    model: torch.nn.Module,
+    memory: SemiParametricMemory,
+    reader: ImageReader,
+    args: ContinualTrainingArguments,
+    *,
+    teacher: WakeSleepForImageClassification | None = None,
+    task: int = 0,
+    accelerator: Accelerator | None = None,
+) -> SleepReport:
+    """Sleep: replay memories of all classes into the network, then bring recall up to date.
+
+    The loss of a step is cross-entropy over all classes plus `distillation_weight` times the divergence from the
+    teacher on the classes that the teacher knows (Hinton et al. 2015). The number of steps is fixed, so a sleep costs
+    the same after every task.
+
+    Args:
+        model (`torch.nn.Module`): A [`WakeSleepForImageClassification`], bare or prepared by `accelerator`.
+        memory ([`SemiParametricMemory`]): Read, never written.
+        reader ([`ImageReader`]): Turns decoded images into the model's input.
+        args ([`ContinualTrainingArguments`]): `sleep_*`, `distillation_*`, `augmentation`, `recall_weight`, `seed`, ...
+        teacher ([`WakeSleepForImageClassification`], *optional*): The network to stay close to.
+        task (`int`, defaults to 0): Number of the task, from 0; part of the seed.
+        accelerator (`Accelerator`, *optional*): Needed for several processes and for mixed precision.
+
+    Returns:
+        [`SleepReport`].
+
+    Raises:
+        ValueError: If the memory is empty.
+    """
+    if len(memory) == 0:
+        raise ValueError("Sleep replays memories, but the memory is empty. Write a task first, or pass `sleep_steps=0`.")
+    start = time.perf_counter()
+    accelerator = accelerator or Accelerator(cpu=model.device.type == "cpu")
+    losses = _replay(model, memory, reader, args, teacher, task, accelerator)
+    bare = accelerator.unwrap_model(model)
+    accuracy = update_recall(bare, memory, reader, args, show_progress=shows_progress(args, accelerator))
+    last = np.asarray(losses[-max(1, len(losses) // 10) :])  # (N, 3)
+    loss, cross_entropy, distillation = last.mean(axis=0).tolist()
+    return SleepReport(
+        steps=args.sleep_steps,
+        images=args.sleep_steps * args.sleep_batch_size,
+        seconds=time.perf_counter() - start,
+        loss=loss,
+        cross_entropy=cross_entropy,
+        distillation=distillation,
+        recall_weight=bare.config.recall_weight,
+        held_out_accuracy=accuracy,
+    )
+
+
+def update_recall(
+    model: WakeSleepForImageClassification,
+    memory: SemiParametricMemory,
+    reader: ImageReader,
+    args: ContinualTrainingArguments,
+    *,
+    show_progress: bool = False,
+) -> float:
+    """Recompute recall's statistics of all classes from memory and set `recall_weight` on held-out memories.
+
+    Statistics of a backbone that neither wake nor sleep trains stay as they are: they are those of the original images.
+
+    Args:
+        model ([`WakeSleepForImageClassification`]): Its statistics and `config.recall_weight` are replaced.
+        memory ([`SemiParametricMemory`]): Read, never written.
+        reader ([`ImageReader`]): Turns decoded images into the model's input.
+        args ([`ContinualTrainingArguments`]): `recall_weight`, `per_device_eval_batch_size`.
+        show_progress (`bool`, defaults to `False`): Whether to show a progress bar.
+
+    Returns:
+        `float`: Accuracy of the mix on the held-out memories before they entered the statistics; NaN without such.
+    """
+    recall = model.head.recall
+    is_frozen = args.wake_plasticity == args.sleep_plasticity == "head"
+    originals = copy.deepcopy(recall.state_dict()) if is_frozen else None
+    recall.reset()
+    was_training = model.training
+    model.eval()
+    kept_back, accuracy = [], float("nan")
+    is_held_out = held_out(memory.labels)
+    batches = _batches(memory, args.per_device_eval_batch_size)
+    for indices in tqdm(batches, desc="sleep: recall", disable=not show_progress, leave=False):
+        images, labels = memory.read(indices)
+        with torch.no_grad():
+            features = model.extract_features(reader.normalise(images).to(model.device)).float()
+        labels, out = labels.to(model.device), torch.from_numpy(is_held_out[indices]).to(model.device)
+        recall.update(features[~out], labels[~out])
+        kept_back.append((features[out], labels[out]))
+    features, labels = (torch.cat(parts) for parts in zip(*kept_back, strict=True))
+    if len(labels):
+        accuracy = _fit_recall_weight(model, features, labels, args.recall_weight)
+        recall.update(features, labels)
+    elif args.recall_weight is not None:
+        model.config.recall_weight = args.recall_weight
+    if originals is not None:
+        recall.load_state_dict(originals)
+    model.train(was_training)
+    return accuracy
+
+
+@torch.no_grad()
+def _fit_recall_weight(
+    model: WakeSleepForImageClassification, features: torch.Tensor, labels: torch.Tensor, fixed: float | None
+) -> float:
+    """Set the weight with the best likelihood on these features, or the fixed one; return the accuracy with it."""
+    classifier = model.head.classifier(features.to(model.dtype))
+    recalled = model.head.recall(features)
+    scores = {}
+    for weight in (fixed,) if fixed is not None else [step / 10 for step in range(11)]:
+        model.config.recall_weight = weight
+        scores[weight] = F.nll_loss(model.head.mix(classifier, recalled), labels).item()
+    model.config.recall_weight = min(scores, key=scores.get)
+    return (model.head.mix(classifier, recalled).argmax(dim=-1) == labels).float().mean().item()
+
+
+def _replay(model, memory, reader, args, teacher, task, accelerator) -> list[tuple[float, float, float]]:
+    """Train on replayed memories; return total loss, cross-entropy and distillation of every step."""
+    bare = accelerator.unwrap_model(model)
+    set_plasticity(bare, args.sleep_plasticity)
+    groups = parameter_groups(bare, args.sleep_learning_rate, args.weight_decay, args.backbone_learning_rate_ratio)
+    optimizer = torch.optim.AdamW(groups)
+    scheduler = get_scheduler("cosine", optimizer, args.sleep_steps // 10, args.sleep_steps)
+    model.train()
+    among, losses = np.flatnonzero(~held_out(memory.labels)), []
+    steps = tqdm(range(args.sleep_steps), desc="sleep", disable=not shows_progress(args, accelerator), leave=False)
+    for step in steps:
+        indices = memory.sample(args.sleep_batch_size, np.random.default_rng((args.seed, task, step)), among)
+        pixel_values, labels = _batch(memory, indices, reader, args, (task, step), accelerator)
+        with accelerator.autocast():
+            logits = model(pixel_values=pixel_values).classifier_logits.float()  # (B, C)
+            cross_entropy = F.cross_entropy(logits, labels)
+            distillation = _distillation(logits, pixel_values, teacher, args.distillation_temperature)
+            loss = cross_entropy + args.distillation_weight * distillation
+        accelerator.backward(loss)
+        torch.nn.utils.clip_grad_norm_(bare.parameters(), args.max_grad_norm or float("inf"))
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        losses.append((loss.item(), cross_entropy.item(), float(distillation)))
+        steps.set_postfix(loss=f"{losses[-1][0]:.3f}", refresh=False)
+    return losses
+
+
+def _batch(memory, indices, reader, args, place: tuple[int, int], accelerator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return this process's share of some memories, augmented: (B, 3, H, W) and (B,)."""
+    images, labels = memory.read(indices[accelerator.process_index :: accelerator.num_processes])
+    pixel_values = reader.normalise(images).to(accelerator.device)
+    generator = seeded_generator(args.seed, *place, accelerator.process_index)
+    return augment(pixel_values, args.augmentation, args.crop_scale, generator), labels.to(accelerator.device)
+
+
+def _distillation(logits, pixel_values, teacher, temperature: float) -> torch.Tensor:
+    """Return T^2 KL(teacher || model) on the classes of the teacher, averaged over the batch; zero without one."""
+    if teacher is None:
+        return logits.new_zeros(())
+    with torch.no_grad():
+        target = teacher(pixel_values=pixel_values).classifier_logits.float()  # (B, C_old)
+    student = (logits[:, : target.shape[1]] / temperature).log_softmax(dim=-1)
+    target = (target / temperature).log_softmax(dim=-1)
+    return temperature**2 * F.kl_div(student, target, log_target=True, reduction="batchmean")
+
+
+def snapshot(model: WakeSleepForImageClassification) -> WakeSleepForImageClassification:
+    """Return a frozen copy of a model, in evaluation mode: a teacher."""
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def _batches(memory: SemiParametricMemory, size: int) -> list[np.ndarray]:
+    return np.split(np.arange(len(memory)), range(size, len(memory), size))
+
+
+def shows_progress(args: ContinualTrainingArguments, accelerator: Accelerator) -> bool:
+    return accelerator.is_main_process and not args.disable_tqdm
+

@@ -1,0 +1,318 @@
+"""TaskStream: a sequence of tasks, made from the splits, classes or domains of `datasets`."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset, DatasetDict, concatenate_datasets
+
+from .labels import class_names, find_column, label_array, labelled_images, split_by_label
+
+EVAL_SPLITS = ("test", "validation", "valid", "val", "eval")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One step of a stream.
+
+    Args:
+        name (`str`): `"task-01"`, `"task-02"`, ..., or the name of its split or domain.
+        classes (`tuple[str, ...]`): Every class that the task has training images of.
+        new_classes (`tuple[str, ...]`): Those that no earlier task had, in the order in which the head learns them.
+        train_dataset (`datasets.Dataset`): Columns `image` (`Image`) and `label` (`ClassLabel`).
+        eval_dataset (`datasets.Dataset`): The same columns; no image of it is in any `train_dataset`.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    new_classes: tuple[str, ...]
+    train_dataset: Dataset
+    eval_dataset: Dataset
+
+
+class TaskStream(Sequence):
+    """A sequence of [`Task`], with what is needed to tell two streams apart.
+
+    Args:
+        tasks (`Sequence[Task]`): The tasks, in the order of learning.
+        protocol (`dict`): How the stream was made (kind, seed, ...), JSON-able.
+
+    Raises:
+        ValueError: If there is no task, or a task has no training or no evaluation image.
+    """
+
+    def __init__(self, tasks: Sequence[Task], protocol: dict):
+        if not tasks:
+            raise ValueError("A stream must hold at least one task, got none.")
+        for task in tasks:
+            for split, dataset in (("training", task.train_dataset), ("evaluation", task.eval_dataset)):
+                if len(dataset) == 0:
+                    raise ValueError(
+                        f"Every task needs images, but {task.name!r} (classes {_shorten(task.classes)}) has no {split} "
+                        "image. Merge it with another task, or give it images."
+                    )
+        self._tasks = tuple(tasks)
+        self.protocol = protocol
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __getitem__(self, index):
+        return self._tasks[index]
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self._tasks)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """All classes, in the order of learning."""
+        return tuple(name for task in self._tasks for name in task.new_classes)
+
+    def fingerprints(self) -> list[dict]:
+        """Return what identifies each task: name, classes, numbers of images and a digest of their labels."""
+        return [
+            {
+                "name": task.name,
+                "classes": list(task.classes),
+                "num_train": len(task.train_dataset),
+                "num_eval": len(task.eval_dataset),
+                "labels": _digest(task.train_dataset, task.eval_dataset),
+            }
+            for task in self._tasks
+        ]
+
+    def joint(self) -> "TaskStream":
+        """Return a stream of one task that holds all the images of this one: the upper bound for any learner."""
+        classes = self.classes
+        task = Task(
+            name="task-01",
+            classes=classes,
+            new_classes=classes,
+            train_dataset=concatenate_datasets([task.train_dataset for task in self._tasks]),
+            eval_dataset=concatenate_datasets([task.eval_dataset for task in self._tasks]),
+        )
+        return TaskStream([task], {**self.protocol, "joint": True})
+
+    @classmethod
+    def from_splits(
+        cls,
+        splits: Mapping[str, Dataset],
+        eval_splits: Mapping[str, Dataset] | None = None,
+        *,
+        eval_fraction: float = 0.2,
+        seed: int = 0,
+        image_column: str | None = None,
+        label_column: str | None = None,
+    ) -> "TaskStream":
+        """Build a class-incremental stream from a `DatasetDict` with one split per task, in the order of the splits.
+
+        Args:
+            splits (`Mapping[str, Dataset]`): Training images of each task, by the name of the task.
+            eval_splits (`Mapping[str, Dataset]`, *optional*): Evaluation images under the same names; held out of
+                `splits`, stratified by class, if missing.
+            eval_fraction (`float`, defaults to 0.2): Share to hold out.
+            seed (`int`, defaults to 0): Seed of what is held out.
+            image_column (`str`, *optional*): Found by its type if missing.
+            label_column (`str`, *optional*): Found by its type and name if missing.
+
+        Raises:
+            ValueError: If names do not match, a task has no images, or a class comes again.
+        """
+        if eval_splits is not None and set(eval_splits) != set(splits):
+            raise ValueError(
+                f"`eval_splits` must have the same names as `splits` ({sorted(splits)}), got {sorted(eval_splits)}."
+            )
+        tasks, known = [], []
+        for name, dataset in splits.items():
+            sources = {"train": dataset} | ({} if eval_splits is None else {"test": eval_splits[name]})
+            train, evaluation = _train_and_eval(sources, image_column, label_column, eval_fraction, seed, where=name)
+            classes = _present_classes(train)
+            again = [c for c in classes if c in known]
+            if again:
+                raise ValueError(
+                    f"Each class must belong to one split, but {_shorten(again)} of {name!r} came before. Move its "
+                    "images into one split, or use DomainIncrementalStream for tasks that share classes."
+                )
+            known += classes
+            tasks.append(Task(name, tuple(classes), tuple(classes), train, evaluation))
+        return cls(tasks, {"kind": "splits", "seed": seed})
+
+
+class ClassIncrementalStream(TaskStream):
+    """A stream in which every task brings classes of its own.
+
+    Args:
+        dataset (`Dataset` or `DatasetDict`): With a training split (`"train"`) and an evaluation split (`"test"`,
+            `"validation"`, ...). Without the latter a share of the training images is held out, stratified by class.
+        num_tasks (`int`, *optional*): Number of tasks; classes are spread evenly, the first tasks take what is over.
+        classes_per_task (`Sequence[int]`, *optional*): Number of classes of each task, instead of `num_tasks`.
+        seed (`int`, *optional*): Seed of the class order, `numpy.random.RandomState(seed).permutation(C)` as in PyCIL
+            and LAMDA-PILOT. `None` keeps the dataset's own order.
+        image_column (`str`, *optional*): Found by its type if missing.
+        label_column (`str`, *optional*): Found by its type and name if missing.
+        eval_fraction (`float`, defaults to 0.2): Share to hold out if there is no evaluation split.
+
+    Raises:
+        ValueError: If columns, labels or numbers do not fit; the message says what was expected.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset | DatasetDict,
+        *,
+        num_tasks: int | None = None,
+        classes_per_task: Sequence[int] | None = None,
+        seed: int | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        eval_fraction: float = 0.2,
+    ):
+        train, evaluation = _train_and_eval(
+            _as_splits(dataset), image_column, label_column, eval_fraction, seed or 0, where="the dataset"
+        )
+        names = train.features["label"].names
+        present = [names.index(name) for name in _present_classes(train)]
+        sizes = _task_sizes(len(present), num_tasks, classes_per_task)
+        order = range(len(present)) if seed is None else np.random.RandomState(seed).permutation(len(present))
+        order = [present[position] for position in order]
+        train_labels, eval_labels = label_array(train, "label"), label_array(evaluation, "label")
+        tasks = []
+        for number, end in enumerate(np.cumsum(sizes), start=1):
+            indices = order[end - sizes[number - 1] : end]
+            classes = tuple(names[index] for index in indices)
+            tasks.append(
+                Task(
+                    name=f"task-{number:02d}",
+                    classes=classes,
+                    new_classes=classes,
+                    train_dataset=train.select(np.flatnonzero(np.isin(train_labels, indices))),
+                    eval_dataset=evaluation.select(np.flatnonzero(np.isin(eval_labels, indices))),
+                )
+            )
+        super().__init__(tasks, {"kind": "class-incremental", "seed": seed})
+
+
+class DomainIncrementalStream(TaskStream):
+    """A stream in which every task brings the same classes from another domain.
+
+    Args:
+        dataset (`Dataset` or `DatasetDict`): As for [`ClassIncrementalStream`], with a column that names the domain.
+        by (`str`, defaults to `"domain"`): That column: `ClassLabel`, strings or integers.
+        seed (`int`, *optional*): Seed of the order of the domains; `None` keeps the order of their names.
+        image_column (`str`, *optional*): Found by its type if missing.
+        label_column (`str`, *optional*): Found by its type and name if missing.
+        eval_fraction (`float`, defaults to 0.2): Share to hold out if there is no evaluation split.
+
+    Raises:
+        ValueError: If columns or labels do not fit; the message says what was expected.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset | DatasetDict,
+        *,
+        by: str = "domain",
+        seed: int | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        eval_fraction: float = 0.2,
+    ):
+        train, evaluation = _train_and_eval(
+            _as_splits(dataset), image_column, label_column, eval_fraction, seed or 0, where="the dataset", extra=by
+        )
+        domains = train.features[by].names
+        order = range(len(domains)) if seed is None else np.random.RandomState(seed).permutation(len(domains))
+        train_domains, eval_domains = label_array(train, by), label_array(evaluation, by)
+        tasks, known = [], []
+        for index in order:
+            task_train = train.select(np.flatnonzero(train_domains == index)).select_columns(["image", "label"])
+            task_eval = evaluation.select(np.flatnonzero(eval_domains == index)).select_columns(["image", "label"])
+            classes = _present_classes(task_train)
+            new = [name for name in classes if name not in known]
+            known += new
+            tasks.append(Task(domains[index], tuple(classes), tuple(new), task_train, task_eval))
+        super().__init__(tasks, {"kind": "domain-incremental", "by": by, "seed": seed})
+
+
+def _shorten(names: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(repr(name) for name in names[:most])
+    return f"[{shown}{', ...' if len(names) > most else ''}]"
+
+
+def _digest(*datasets: Dataset) -> str:
+    digest = hashlib.sha256()
+    for dataset in datasets:
+        digest.update(label_array(dataset, "label").astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _present_classes(dataset: Dataset) -> list[str]:
+    names = dataset.features["label"].names
+    return [names[index] for index in np.unique(label_array(dataset, "label"))]
+
+
+def _task_sizes(num_classes: int, num_tasks: int | None, classes_per_task: Sequence[int] | None) -> list[int]:
+    if (num_tasks is None) == (classes_per_task is None):
+        raise ValueError("Give either `num_tasks` or `classes_per_task`, not both and not neither.")
+    if classes_per_task is not None:
+        sizes = [int(size) for size in classes_per_task]
+        if not sizes or min(sizes) < 1 or sum(sizes) != num_classes:
+            raise ValueError(
+                f"`classes_per_task` must hold positive numbers that add up to the {num_classes} classes of the "
+                f"dataset, got {sizes} (sum {sum(sizes)})."
+            )
+        return sizes
+    if not 1 <= num_tasks <= num_classes:
+        raise ValueError(
+            f"`num_tasks` must lie in 1..{num_classes}, the number of classes of the dataset, got {num_tasks}."
+        )
+    return [len(part) for part in np.array_split(np.arange(num_classes), num_tasks)]
+
+
+def _as_splits(dataset: Dataset | DatasetDict) -> dict[str, Dataset]:
+    if isinstance(dataset, Dataset):
+        return {"train": dataset}
+    if not isinstance(dataset, Mapping):
+        raise TypeError(
+            f"Expected a `datasets.Dataset` or `DatasetDict`, got {type(dataset).__name__}. Load it with "
+            "`datasets.load_dataset(...)`; a streaming dataset must be materialised first."
+        )
+    if "train" not in dataset:
+        raise ValueError(f"Expected a split 'train', found {sorted(dataset)}. Rename the split or pass a `Dataset`.")
+    evaluation = next((name for name in EVAL_SPLITS if name in dataset), None)
+    return {"train": dataset["train"]} | ({} if evaluation is None else {"test": dataset[evaluation]})
+
+
+def _train_and_eval(
+    splits: dict[str, Dataset],
+    image_column: str | None,
+    label_column: str | None,
+    eval_fraction: float,
+    seed: int,
+    *,
+    where: str,
+    extra: str | None = None,
+) -> tuple[Dataset, Dataset]:
+    """Return training and evaluation images with columns `image`, `label` (and `extra`), both `ClassLabel`."""
+    train = splits["train"]
+    columns = {"image": find_column(train, "image", image_column), "label": find_column(train, "label", label_column)}
+    if extra is not None:
+        columns[extra] = find_column(train, "label", extra)
+    names = {new: class_names(list(splits.values()), old) for new, old in columns.items() if new != "image"}
+    if "test" in splits:
+        if train._fingerprint == splits["test"]._fingerprint:
+            raise ValueError(f"The training and the evaluation images of {where} are the same; use different splits.")
+        train, evaluation = (labelled_images(splits[key], columns, names) for key in ("train", "test"))
+    else:
+        if not 0 < eval_fraction < 1:
+            raise ValueError(f"`eval_fraction` must lie in (0, 1), got {eval_fraction}.")
+        train, evaluation = split_by_label(labelled_images(train, columns, names), eval_fraction, seed)
+    untrained = set(_present_classes(evaluation)) - set(_present_classes(train))
+    if untrained:
+        raise ValueError(
+            f"Every class needs training images, but {_shorten(sorted(untrained))} of {where} only have evaluation "
+            "images. Give them training images or drop them."
+        )
+    return train, evaluation
+

@@ -1,0 +1,383 @@
+"""ContinualTrainer: a Trainer that learns a stream of tasks, with a sleep after each."""
+
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import Trainer, set_seed
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+
+from .augment import augment, seeded_generator
+from .callbacks import SleepCallback
+from .codec import make_codec
+from .history import HISTORY_NAME, History, TaskRecord
+from .images import ImageReader, TaskImages, make_image_processor
+from .memory import SemiParametricMemory
+from .modeling_wakesleep import WakeSleepForImageClassification
+from .plots import save_history_plot
+from .sleep import SleepReport, consolidate, parameter_groups, set_plasticity, snapshot, update_recall
+from .stage import Stage, find_stages, load_memory, stage_name
+from .tasks import Task, TaskStream
+from .training_args import ContinualTrainingArguments
+from .wake import WakePass
+
+TRAINING_ARGS_NAME = "training_args.bin"
+
+
+class ContinualTrainer(Trainer):
+    """Learns a stream of tasks: wake, sleep, evaluate and save a stage, for every task.
+
+    Args:
+        model ([`WakeSleepForImageClassification`]): A new model, or one loaded from a stage, whose history and memory
+            are then read from that stage.
+        args ([`ContinualTrainingArguments`]): The arguments.
+        stream ([`TaskStream`]): The tasks. After a stage either the whole stream, whose first tasks are then skipped,
+            or the tasks to come.
+        processing_class (`BaseImageProcessor`, *optional*): Image processor; made from the model's config if missing.
+        kwargs: Passed on to `Trainer` (`callbacks`, `optimizers`, ...).
+
+    Raises:
+        ValueError: If model, stream and arguments do not fit each other; nothing has been written then.
+    """
+
+    def __init__(
+        self,
+        model: WakeSleepForImageClassification,
+        args: ContinualTrainingArguments,
+        stream: TaskStream,
+        processing_class=None,
+        **kwargs,
+    ):
+        if args.push_to_hub:
+            raise ValueError(
+                "`push_to_hub` is not supported yet. Train without it and upload the stages in `output_dir` with "
+                "`huggingface_hub.upload_folder`."
+            )
+        self.stream = stream
+        self.reader = ImageReader(processing_class or make_image_processor(model.config))
+        self.history, self.memory = _state_of(model, args)
+        self.tasks = _align(stream, self.history)
+        self.task_number = len(self.history)
+        self._sleep_report: SleepReport | None = None
+        self._teacher: WakeSleepForImageClassification | None = None
+        self._micro_step = (0, 0)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=self.reader,
+            eval_dataset={},
+            processing_class=self.reader.processor,
+            compute_metrics=_accuracy,
+            preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(dim=-1),
+            **kwargs,
+        )
+        self.add_callback(SleepCallback(self))
+
+    # The stream
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
+        """Learn all tasks that are not learned yet.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): `True` goes on from the last stage and checkpoint in
+                `output_dir`, if there is one; a path goes on from that stage.
+            kwargs: Passed on to `Trainer.train`.
+
+        Returns:
+            `TrainOutput`: Optimizer steps of all wakes of this call, the last training loss, and
+            [`History.summary`] as metrics.
+
+        Raises:
+            ValueError: If `output_dir` holds another run, or the run to go on from was another.
+        """
+        checkpoint = self._open_run(resume_from_checkpoint)
+        steps, loss = 0, float("nan")
+        for number in range(len(self.history), len(self.tasks)):
+            output = self._learn(number, checkpoint, **kwargs)
+            checkpoint = None
+            steps, loss = steps + output.global_step, output.training_loss
+        return TrainOutput(steps, loss, self.history.summary())
+
+    def _open_run(self, resume: str | bool | None) -> str | None:
+        """Check `output_dir`, load the state to go on from, and return the checkpoint inside the next task."""
+        output_dir = Path(self.args.output_dir)
+        protocol = self._protocol()
+        stages = find_stages(output_dir)
+        if resume:
+            stage = Path(resume) if isinstance(resume, str) else (stages[-1] if stages else None)
+            if stage is not None:
+                self._load_stage(stage, protocol)
+        elif (output_dir / HISTORY_NAME).exists() or stages:
+            if not stages or len(self.history) != len(stages) or History.load(stages[-1]) != self.history:
+                raise ValueError(
+                    f"`output_dir` {output_dir} holds another run ({len(stages)} stages). Pass "
+                    "`resume_from_checkpoint=True` to go on with it, or choose an empty folder."
+                )
+        if not self.history.protocol:
+            self.history.protocol = protocol
+        self._check_budget()
+        self._measure_untrained()
+        checkpoints = self._checkpoint_folder(len(self.history))
+        return get_last_checkpoint(checkpoints) if resume and checkpoints.is_dir() else None
+
+    def _load_stage(self, folder: Path, protocol: dict) -> None:
+        history = History.load(folder)
+        differences = [
+            f"{key}: {history.protocol.get(key)} there, {protocol[key]} here"
+            for key in protocol
+            if history.protocol.get(key) != protocol[key]
+        ]
+        if differences:
+            raise ValueError(
+                f"{folder} belongs to another run, so it cannot be resumed. Differences: {'; '.join(differences)}."
+            )
+        stored = type(self.model).from_pretrained(folder)
+        missing = [name for name in stored.config.classes if name not in self.model.config.label2id]
+        self.model.grow(missing)
+        self.model.load_state_dict(stored.state_dict())
+        self.model.config.recall_weight = stored.config.recall_weight
+        self.history, self.memory = history, load_memory(folder)
+        self.tasks = _align(self.stream, history)
+
+    def _protocol(self) -> dict:
+        backbone = self.model.config.backbone_config
+        return {
+            "seed": self.args.seed,
+            "stream": {**self.stream.protocol, "tasks": self.stream.fingerprints()},
+            "backbone": {
+                "model_type": backbone.model_type,
+                "name": Path(backbone._name_or_path).name,
+                "feature_dim": self.model.head.feature_dim,
+                "image_size": self.model.config.image_size,
+            },
+            "memory_budget": self.args.memory_bytes,
+            "codec": self.args.codec,
+        }
+
+    def _check_budget(self) -> None:
+        """Fail before any training if the budget cannot hold one code of every class at the end of the stream."""
+        if self.memory is None or self.memory.budget is None:
+            return
+        trial = SemiParametricMemory(self.memory.codec, self.memory.budget)
+        codes, labels = [], []
+        for task in self.tasks[len(self.history) :]:
+            images = TaskImages(task.train_dataset, {name: 0 for name in task.classes}, f"{task.name}'s training images")
+            values = task.train_dataset.with_format("numpy", columns=["label"])["label"][:]
+            for row in np.unique(values, return_index=True)[1]:
+                codes += trial.codec.encode(self.reader.read([images[int(row)]])[0])
+                labels.append(len(labels))
+        recall = self.model.head.recall
+        per_class = recall.means.shape[1] * recall.means.element_size() + recall.counts.element_size()
+        num_new = len(set(self.stream.classes) - set(self.model.config.classes))
+        trial.add_classes([str(label) for label in labels], recall.num_bytes + num_new * per_class)
+        trial.write(codes, labels, 0)
+
+    def _measure_untrained(self) -> None:
+        """Measure b[i] of forward transfer for every task, as long as the model has learned nothing."""
+        if not self.args.forward_transfer or len(self.history):
+            return
+        for number, task in enumerate(self.tasks):
+            if number > 0:
+                self.history.untrained[task.name] = self._probe(task)
+
+    def _probe(self, task: Task) -> float:
+        label2id = {name: index for index, name in enumerate(task.classes)}
+        train = TaskImages(task.train_dataset, label2id, f"the training images of {task.name}")
+        evaluation = TaskImages(task.eval_dataset, label2id, f"the evaluation images of {task.name}")
+        return self._wake_pass().probe(train, evaluation)
+
+    # One task
+
+    def _learn(self, number: int, checkpoint: str | None, **kwargs) -> TrainOutput:
+        task = self.tasks[number]
+        self._begin(number)
+        record = TaskRecord(
+            name=task.name,
+            classes=list(task.classes),
+            new_classes=[name for name in task.classes if name not in self.history.classes],
+            num_train_images=len(task.train_dataset),
+            num_eval_images=len(task.eval_dataset),
+            untrained_accuracy=self.history.untrained.get(task.name, float("nan")),
+        )
+        if self.args.forward_transfer and number > 0:
+            record.before_accuracy = self._probe(task)
+        start = time.perf_counter()
+        self._wake_pass().write(self.train_dataset, self.memory, number)
+        set_seed(self.args.seed + number)
+        set_plasticity(self.model, self.args.wake_plasticity)
+        output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        report = self._sleep_report
+        record.sleep = report.to_dict() if report else {}
+        record.sleep_seconds, record.sleep_images = (report.seconds, report.images) if report else (0.0, 0)
+        record.wake_seconds = time.perf_counter() - start - record.sleep_seconds
+        record.wake_images = round(self.state.epoch * len(task.train_dataset))
+        self._finish(record)
+        return output
+
+    def _begin(self, number: int) -> None:
+        """Give the Trainer a fresh start on the grown model and the images of a task."""
+        self.optimizer = self.lr_scheduler = None
+        self.accelerator.free_memory()
+        self.model = self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
+        self.model.__dict__.pop("_is_accelerate_prepared", None)
+        self.model_wrapped = self.callback_handler.model = self.model
+        self.task_number, self._sleep_report, self._micro_step = number, None, (0, 0)
+        self._teacher = snapshot(self.model) if self._distils else None
+        set_seed(self.args.seed + number)
+        task = self.tasks[number]
+        new = [name for name in task.classes if name not in self.model.config.label2id]
+        self.model.grow(new, seeded_generator(self.args.seed, number))
+        if self.memory is not None:
+            self.memory.add_classes(new, self.model.head.recall.num_bytes)
+        label2id = self.model.config.label2id
+        self.train_dataset = TaskImages(task.train_dataset, label2id, f"the training images of {task.name}")
+        self.eval_dataset = {
+            seen.name: TaskImages(seen.eval_dataset, label2id, f"the evaluation images of {seen.name}")
+            for seen in self.tasks[: number + 1]
+            if seen is not None
+        }
+
+    @property
+    def _distils(self) -> bool:
+        return self.args.distillation_weight > 0 and self.args.sleep_steps > 0 and len(self.model.config.classes) > 0
+
+    def sleep(self) -> None:
+        """Consolidate memory into the network; without memory, settle how far recall can be trusted."""
+        if self.memory is not None and self.args.sleep_steps:
+            self._sleep_report = consolidate(
+                self.model_wrapped,
+                self.memory,
+                self.reader,
+                self.args,
+                teacher=self._teacher,
+                task=self.task_number,
+                accelerator=self.accelerator,
+            )
+            self.log({f"sleep_{name}": value for name, value in self._sleep_report.to_dict().items()})
+        elif self.memory is not None and self.args.wake_plasticity == "full":
+            update_recall(self.model, self.memory, self.reader, self.args)
+        elif self.args.recall_weight is not None:
+            self.model.config.recall_weight = self.args.recall_weight
+        elif self.args.wake_plasticity == "full":
+            self.model.config.recall_weight = 0.0  # statistics of features that are gone
+
+    def _finish(self, record: TaskRecord) -> None:
+        """Evaluate, add to the history, and save the stage."""
+        evaluated = {name: self.predict(images).metrics["test_accuracy"] for name, images in self.eval_dataset.items()}
+        earlier = [previous.name for previous in self.history.records]
+        record.accuracy = [evaluated.get(name, float("nan")) for name in [*earlier, record.name]]
+        record.recall_weight = self.model.config.recall_weight
+        statistics = self.model.head.recall.num_bytes
+        if self.memory is None:
+            record.memory_bytes = {"codes": 0, "index": 0, "codec": 0, "statistics": statistics, "total": statistics}
+        else:
+            record.memory_bytes, record.num_codes = self.memory.num_bytes.to_dict(), len(self.memory)
+        self.history.records.append(record)
+        self.state.global_step = len(self.history)
+        self.log({f"stream_{name}": value for name, value in self.history.summary().items()})
+        if self.args.should_save:
+            output_dir = Path(self.args.output_dir)
+            stage = Stage(self.model, self.processing_class, self.history, self.memory)
+            stage.save(output_dir / stage_name(self.task_number))
+            self.history.save(output_dir)
+            save_history_plot(self.history, output_dir)
+            shutil.rmtree(self._checkpoint_folder(self.task_number), ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    # Hooks of Trainer
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        """Augment the batch, and add memories to it if `wake_replay` says so, before the usual step."""
+        step, repetition = self._micro_step
+        repetition = repetition + 1 if step == self.state.global_step else 0
+        self._micro_step = (self.state.global_step, repetition)
+        place = (self.args.seed, self.task_number, *self._micro_step, self.args.process_index)
+        if self.args.wake_replay:
+            inputs = self._with_memories(inputs, place)
+        pixel_values = augment(
+            inputs["pixel_values"], self.args.augmentation, self.args.crop_scale, seeded_generator(*place)
+        )
+        return super().training_step(model, {**inputs, "pixel_values": pixel_values}, num_items_in_batch)
+
+    def _with_memories(self, inputs: dict, place: tuple[int, ...]) -> dict:
+        """Return a batch twice as large, the second half memories of earlier tasks."""
+        earlier = np.flatnonzero(self.memory.tasks != self.task_number)
+        if len(earlier) == 0:
+            return inputs
+        indices = self.memory.sample(len(inputs["labels"]), np.random.default_rng(place), earlier)
+        images, labels = self.memory.read(indices)
+        device = inputs["labels"].device
+        return {
+            "pixel_values": torch.cat([inputs["pixel_values"], self.reader.normalise(images).to(device)]),
+            "labels": torch.cat([inputs["labels"], labels.to(device)]),
+        }
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """Give the backbone a learning rate of its own if `backbone_learning_rate_ratio` says so."""
+        ratio = self.args.backbone_learning_rate_ratio
+        if self.optimizer is None and ratio != 1:
+            build, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            groups = parameter_groups(self.model, self.args.learning_rate, self.args.weight_decay, ratio)
+            self.optimizer = build(groups, **kwargs)
+        return super().create_optimizer(model)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with the number of the task, from 1: every task's steps start at 0."""
+        super().log({**logs, "task": self.task_number + 1}, start_time)
+
+    def _get_output_dir(self, trial) -> str:
+        return str(self._checkpoint_folder(self.task_number))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:  # a pickle, which can hold a token
+            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def _checkpoint_folder(self, number: int) -> Path:
+        return Path(self.args.output_dir) / "checkpoints" / stage_name(number)
+
+    def _wake_pass(self) -> WakePass:
+        return WakePass(self.model, self.reader, self.args, self.accelerator)
+
+
+def _accuracy(prediction) -> dict[str, float]:
+    return {"accuracy": float((prediction.predictions == prediction.label_ids).mean())}
+
+
+def _state_of(
+    model: WakeSleepForImageClassification, args: ContinualTrainingArguments
+) -> tuple[History, SemiParametricMemory | None]:
+    """Return history and memory of a model: new ones for a new model, else those of the stage it was loaded from."""
+    if not model.config.classes:
+        settings = {} if args.codec_quality is None else {"quality": args.codec_quality}
+        keeps_memory = args.memory_bytes != 0
+        memory = SemiParametricMemory(make_codec(args.codec, **settings), args.memory_bytes) if keeps_memory else None
+        return History(), memory
+    folder = Path(model.name_or_path)
+    if not (folder / HISTORY_NAME).is_file():
+        raise ValueError(
+            f"The model knows {len(model.config.classes)} classes, but there is no {HISTORY_NAME} in "
+            f"{str(folder)!r}, where it was loaded from. Load a whole stage, or start with a model without classes."
+        )
+    return History.load(folder), load_memory(folder)
+
+
+def _align(stream: TaskStream, history: History) -> list[Task | None]:
+    """Return the tasks by their number; `None` for finished tasks whose images are not at hand.
+
+    Raises:
+        ValueError: If the stream neither starts with the finished tasks nor is new.
+    """
+    done = [tuple(record.classes) for record in history.records]
+    if [task.classes for task in stream][: len(done)] == done:
+        return list(stream)
+    again = sorted(set(history.classes) & set(stream.classes))
+    if again and stream.protocol["kind"] != "domain-incremental":
+        raise ValueError(
+            f"Expected a stream that starts with the {len(done)} finished tasks or brings only new classes, but "
+            f"{len(again)} of its classes are known already ({again[:5]}). Build the stream with the same data, order "
+            "and seed, or drop those classes."
+        )
+    return [None] * len(done) + list(stream)

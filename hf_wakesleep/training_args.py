@@ -1,0 +1,135 @@
+"""ContinualTrainingArguments: TrainingArguments plus what wake, sleep and memory need."""
+
+import re
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from .codec import CODECS
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_bytes(size: str | int | None) -> int | None:
+    """Return a number of bytes from `"20MB"`, `"512KB"`, `"1GiB"` or a plain number; `None` stays `None`.
+
+    Raises:
+        ValueError: If it is not a size.
+    """
+    if size is None or isinstance(size, int):
+        return size
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B?)\s*", size.upper())
+    if match is None or match[2] not in _UNITS:
+        raise ValueError(f"Expected a size such as '20MB', '512KB' or 1000000 (bytes), got {size!r}.")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+@dataclass
+class ContinualTrainingArguments(TrainingArguments):
+    """Arguments of [`ContinualTrainer`]; `num_train_epochs`, `learning_rate`, ... are those of one task's wake.
+
+    Every field is described by its `help`, also on the command line of `examples/train_cil.py`.
+    """
+
+    memory_budget: str | None = field(
+        default=None,
+        metadata={
+            "help": "Bytes for everything learned from the stream that must be kept to go on, such as '20MB'. "
+            "No limit by default; '0' keeps no memory at all."
+        },
+    )
+    codec: str = field(
+        default="webp",
+        metadata={"help": "How memories are coded: 'webp', or 'raw' for pixels.", "choices": sorted(CODECS)},
+    )
+    codec_quality: int | None = field(
+        default=None, metadata={"help": "Quality of the codec, if it has one (WebP: 0..100). Its own by default."}
+    )
+    wake_plasticity: str = field(
+        default="full",
+        metadata={
+            "help": "What wake trains: 'full' (all weights) or 'head' (the classifier).",
+            "choices": ["full", "head"],
+        },
+    )
+    wake_replay: bool = field(
+        default=False,
+        metadata={"help": "Add as many memories as there are images to every batch of wake (experience replay)."},
+    )
+    sleep_steps: int = field(
+        default=200,
+        metadata={"help": "Optimizer steps of the sleep after each task, whatever their number. 0 for no sleep."},
+    )
+    sleep_batch_size: int = field(
+        default=64, metadata={"help": "Memories in a batch of sleep, over all processes, balanced over classes."}
+    )
+    sleep_learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW in sleep."})
+    sleep_plasticity: str = field(
+        default="full",
+        metadata={
+            "help": "What sleep trains: 'full' (all weights) or 'head' (the classifier).",
+            "choices": ["full", "head"],
+        },
+    )
+    distillation_weight: float = field(
+        default=1.0,
+        metadata={"help": "Weight in sleep of distillation, on old classes, towards the network before the task."},
+    )
+    distillation_temperature: float = field(
+        default=2.0, metadata={"help": "Temperature of both softmaxes in distillation."}
+    )
+    backbone_learning_rate_ratio: float = field(
+        default=1.0, metadata={"help": "Learning rate of the backbone over that of the head, awake and asleep."}
+    )
+    recall_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of recall in predictions, 0 (classifier only) to 1 (recall only). By default sleep sets it "
+            "on memories that it held out."
+        },
+    )
+    augmentation: str = field(
+        default="none",
+        metadata={
+            "help": "Augmentation awake and asleep: 'none', 'crop' (random resized crops) or 'crop-flip'.",
+            "choices": ["none", "crop", "crop-flip"],
+        },
+    )
+    crop_scale: float = field(default=0.6, metadata={"help": "Smallest share of the area in a random resized crop."})
+    forward_transfer: bool = field(
+        default=True,
+        metadata={"help": "Measure forward transfer: two more forward passes over every task before it is trained."},
+    )
+
+    def __post_init__(self):
+        self.remove_unused_columns = False
+        self.ddp_broadcast_buffers = False
+        super().__post_init__()
+        self.memory_bytes  # a wrong size is reported at once
+        checks = {
+            "sleep_steps": (self.sleep_steps >= 0, "at least 0"),
+            "sleep_batch_size": (self.sleep_batch_size >= 1, "at least 1"),
+            "sleep_learning_rate": (self.sleep_learning_rate > 0, "positive"),
+            "distillation_weight": (self.distillation_weight >= 0, "at least 0"),
+            "distillation_temperature": (self.distillation_temperature > 0, "positive"),
+            "backbone_learning_rate_ratio": (self.backbone_learning_rate_ratio >= 0, "at least 0"),
+            "recall_weight": (self.recall_weight is None or 0 <= self.recall_weight <= 1, "in [0, 1]"),
+            "crop_scale": (0 < self.crop_scale <= 1, "in (0, 1]"),
+        }
+        for name, (holds, expected) in checks.items():
+            if not holds:
+                raise ValueError(f"`{name}` must be {expected}, got {getattr(self, name)}.")
+        for name in ("codec", "wake_plasticity", "sleep_plasticity", "augmentation"):
+            choices = self.__dataclass_fields__[name].metadata["choices"]
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
+        if self.memory_bytes == 0 and (self.sleep_steps or self.wake_replay):
+            raise ValueError(
+                "Sleep and wake replay read from memory, but `memory_budget` is 0. Pass `sleep_steps=0` and "
+                "`wake_replay=False`, or a budget."
+            )
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """`memory_budget` in bytes; `None` for no limit."""
+        return parse_bytes(self.memory_budget)
