@@ -22,11 +22,14 @@ from hf_wakesleep import (
     WakeSleepForImageClassification,
 )
 
+# Other defaults for the arguments below. Baselines see about as many images awake as wakesleep does awake and asleep.
+CLASSIFIER_ONLY = {"sleep_steps": 0, "recall_weight": 0.0}
 METHODS = {
     "wakesleep": {},
-    "finetune": {"memory_budget": "0", "sleep_steps": 0, "recall_weight": 0.0},
-    "replay": {"codec": "raw", "wake_replay": True, "sleep_steps": 0, "recall_weight": 0.0},
-    "joint": {"memory_budget": "0", "sleep_steps": 0, "recall_weight": 0.0},
+    "finetune": {**CLASSIFIER_ONLY, "memory_budget": "0", "num_train_epochs": 45},
+    "replay": {**CLASSIFIER_ONLY, "codec": "raw", "wake_replay": True, "num_train_epochs": 25},
+    "joint": {**CLASSIFIER_ONLY, "memory_budget": "0", "num_train_epochs": 45},
+    "recall": {"sleep_steps": 0, "recall_weight": 1.0, "memory_budget": "0", "num_train_epochs": 0},
 }
 
 
@@ -37,12 +40,14 @@ class StreamArguments:
     method: str = field(
         default="wakesleep",
         metadata={
-            "help": "'finetune' (no memory, no sleep), 'replay' (raw images mixed into wake) and 'joint' (all tasks at "
-            "once) set other defaults for the arguments below.",
+            "help": "'wakesleep', or a baseline with other defaults for the arguments below: 'finetune' (no memory, "
+            "no sleep), 'replay' (raw images mixed into wake), 'joint' (all tasks at once), 'recall' (no training).",
             "choices": sorted(METHODS),
         },
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub. Default: scikit-learn's digits."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Dataset on the Hub. Default: scikit-learn's digits."}
+    )
     train_file: str | None = field(default=None, metadata={"help": "Parquet file of training images."})
     test_file: str | None = field(default=None, metadata={"help": "Parquet file of test images."})
     image_folder: str | None = field(default=None, metadata={"help": "Folder with one subfolder of images per class."})
@@ -53,7 +58,8 @@ class StreamArguments:
         default=None, metadata={"help": "Number of classes of each task, instead of --num_tasks."}
     )
     backbone: str | None = field(
-        default=None, metadata={"help": "Pretrained ViT, on the Hub or in a folder. Default: a small one from scratch."}
+        default=None,
+        metadata={"help": "Pretrained ViT, on the Hub or in a folder. Default: a small one from scratch."},
     )
     image_size: int | None = field(
         default=None, metadata={"help": "Side of the model's input in pixels. Default: the backbone's, 8 without one."}
@@ -66,16 +72,16 @@ class TrainingArguments(ContinualTrainingArguments):
     """ContinualTrainingArguments with the defaults of a small ViT from scratch."""
 
     output_dir: str = field(default="out/digits", metadata={"help": "Where stages, history and checkpoints go."})
-    num_train_epochs: float = field(default=15, metadata={"help": "Epochs of the wake of each task."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of wake."})
+    num_train_epochs: float = field(default=2, metadata={"help": "Epochs of the wake of each task."})
+    learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of wake."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Images in a batch of wake."})
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images in a batch without gradient."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate in wake."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up of wake: steps, or a share below 1."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, awake and asleep."})
-    augmentation: str = field(
-        default="crop", metadata={"help": "'none', 'crop' or 'crop-flip'.", "choices": ["none", "crop", "crop-flip"]}
-    )
+    sleep_steps: int = field(default=400, metadata={"help": "Optimizer steps of the sleep after each task."})
+    sleep_batch_size: int = field(default=32, metadata={"help": "Memories in a batch of sleep."})
+    sleep_learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of sleep."})
     save_strategy: str = field(default="no", metadata={"help": "Checkpoints inside a task: 'no', 'steps' or 'epoch'."})
 
 
@@ -111,12 +117,13 @@ def build_model(args: StreamArguments) -> WakeSleepForImageClassification:
     vit = ViTConfig(
         image_size=image_size,
         patch_size=max(1, image_size // 4),
-        hidden_size=64,
-        intermediate_size=256,
-        num_hidden_layers=4,
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=2,
         num_attention_heads=4,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
+        initializer_range=0.05,
     )
     config = WakeSleepConfig(backbone_config=vit, pooling="mean", image_size=image_size, classifier=args.classifier)
     return WakeSleepForImageClassification(config)
@@ -147,9 +154,12 @@ def main() -> None:
         stream = stream.joint()
     set_seed(args.seed)
     trainer = ContinualTrainer(model=build_model(stream_args), args=args, stream=stream)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint == "true")
+    resume = args.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint={"true": True, "false": False}.get(str(resume).lower(), resume))
     if trainer.is_world_process_zero():
-        print(f"\n{trainer.history.table()}\n\n{Path(args.output_dir).resolve()}: history.json, history.png and stages")
+        print(
+            f"\n{trainer.history.table()}\n\n{Path(args.output_dir).resolve()}: history.json, history.png and stages"
+        )
 
 
 if __name__ == "__main__":

@@ -14,9 +14,7 @@ def seeded_generator(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(state)
 
 
-def augment(
-    pixel_values: torch.Tensor, kind: str, crop_scale: float, generator: torch.Generator
-) -> torch.Tensor:
+def augment(pixel_values: torch.Tensor, kind: str, crop_scale: float, generator: torch.Generator) -> torch.Tensor:
     """Crop at random, resize back to the same size and, for `"crop-flip"`, mirror half of the images.
 
     Args:
@@ -33,7 +31,9 @@ def augment(
     size = len(pixel_values)
     area = crop_scale + (1 - crop_scale) * torch.rand(size, generator=generator)  # (B,)
     log_ratio = math.log(4 / 3) * (2 * torch.rand(size, generator=generator) - 1)  # (B,)
-    sides = torch.stack([(area * log_ratio.exp()).sqrt(), (area / log_ratio.exp()).sqrt()], dim=1).clamp(max=1)  # (B, 2)
+    sides = torch.stack([(area * log_ratio.exp()).sqrt(), (area / log_ratio.exp()).sqrt()], dim=1).clamp(
+        max=1
+    )  # (B, 2)
     centres = (1 - sides) * (2 * torch.rand(size, 2, generator=generator) - 1)  # (B, 2)
     if kind == "crop-flip":
         sides[:, 0] *= 1 - 2 * (torch.rand(size, generator=generator) < 0.5).float()

@@ -16,4 +16,5 @@ class SleepCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_end(self, args, state, control, **kwargs):
+        """Sleep."""
         self.trainer.sleep()

@@ -105,9 +105,7 @@ class WebPCodec(Codec):
         codes = []
         for image in images:
             buffer = io.BytesIO()
-            Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(
-                buffer, "WEBP", quality=self.quality, method=6
-            )
+            Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(buffer, "WEBP", quality=self.quality, method=6)
             codes.append(buffer.getvalue())
         return codes
 

@@ -79,12 +79,12 @@ class WakeSleepConfig(PreTrainedConfig):
             raise ValueError(f"`image_size` must be at least 1 pixel, got {self.image_size}.")
         if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
             raise ValueError(
-                "`image_mean` and `image_std` must hold 3 values (red, green, blue) and every standard deviation must "
-                f"be positive, got {self.image_mean} and {self.image_std}."
+                "`image_mean` and `image_std` must hold 3 values (red, green, blue) and every standard deviation "
+                f"must be positive, got {self.image_mean} and {self.image_std}."
             )
 
     def to_diff_dict(self) -> dict:
-        """Return what differs from the defaults, and always the classes: transformers leaves out `LABEL_0, LABEL_1`."""
+        """Return what differs from the defaults, and always the classes, even `LABEL_0, LABEL_1`."""
         return {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
 
     @property

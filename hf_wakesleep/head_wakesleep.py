@@ -14,6 +14,7 @@ class LinearClassifier(nn.Module):
         self.bias = nn.Parameter(torch.empty(num_classes))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return logits of shape (B, C)."""
         return F.linear(features, self.weight, self.bias)  # (B, C)
 
 
@@ -26,6 +27,7 @@ class CosineClassifier(nn.Module):
         self.scale = nn.Parameter(torch.empty(()))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return logits of shape (B, C)."""
         return self.scale * F.linear(F.normalize(features, dim=-1), F.normalize(self.weight, dim=-1))  # (B, C)
 
 
@@ -54,6 +56,11 @@ class Recall(nn.Module):
     def num_bytes(self) -> int:
         """Bytes of the statistics."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
+
+    @property
+    def bytes_per_class(self) -> int:
+        """Bytes of the statistics that one more class takes."""
+        return self.counts.element_size() + self.means.shape[1] * self.means.element_size()
 
     def reset(self) -> None:
         """Forget all statistics."""

@@ -78,6 +78,10 @@ class History:
         """All classes, in the order of learning."""
         return [name for record in self.records for name in record.new_classes]
 
+    def is_start_of(self, other: "History") -> bool:
+        """Whether the other history holds all records of this one, in the same places."""
+        return self.to_dict()["records"] == other.to_dict()["records"][: len(self)]
+
     def summary(self, num_tasks: int | None = None) -> dict[str, float]:
         """Return every metric after the first `num_tasks` tasks (all by default), by its name."""
         records = self.records[:num_tasks]
@@ -143,7 +147,9 @@ class History:
         names = [record.name for record in self.records]
         width = max([len(name) for name in names] + [7]) + 1
         lines = ["accuracy (%) on each task (column) after each task (row)"]
-        lines.append(" " * width + "".join(f"{name:>{width}}" for name in names) + f"{'mean':>{width}}{'pooled':>{width}}")
+        lines.append(
+            " " * width + "".join(f"{name:>{width}}" for name in names) + f"{'mean':>{width}}{'pooled':>{width}}"
+        )
         for count, record in enumerate(self.records, start=1):
             summary = self.summary(count)
             cells = "".join(f"{100 * value:>{width}.1f}" for value in record.accuracy)

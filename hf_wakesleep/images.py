@@ -12,9 +12,11 @@ from .configuration_wakesleep import WakeSleepConfig
 
 
 def make_image_processor(config: WakeSleepConfig) -> ViTImageProcessor:
-    """Return the image processor of a model: RGB, resized to `image_size`, normalised."""
+    """Return the image processor of a model: RGB, shorter side resized to `image_size`, centre crop, normalised."""
     return ViTImageProcessor(
-        size={"height": config.image_size, "width": config.image_size},
+        size={"shortest_edge": config.image_size},
+        do_center_crop=True,
+        crop_size={"height": config.image_size, "width": config.image_size},
         image_mean=config.image_mean,
         image_std=config.image_std,
         resample=PILImageResampling.BICUBIC,
@@ -108,4 +110,4 @@ class ImageReader:
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """Return uint8 images (B, 3, H, W) as normalised float32 of the same shape."""
-        return self.processor(images, do_resize=False, return_tensors="pt")["pixel_values"]
+        return self.processor(images, do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values"]

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from datasets import ClassLabel, Features, Value
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .codec import Codec, make_codec
@@ -176,7 +177,12 @@ class SemiParametricMemory:
         weights = self.codec.state_dict()
         if weights:
             save_file(weights, folder / CODEC_NAME)
-        settings = {"codec": self.codec.name, "settings": self.codec.settings(), "budget": self.budget}
+        settings = {
+            "codec": self.codec.name,
+            "settings": self.codec.settings(),
+            "budget": self.budget,
+            "statistics_bytes": self.statistics_bytes,
+        }
         (folder / MEMORY_NAME).write_text(json.dumps(settings, indent=2) + "\n")
 
     @classmethod
@@ -190,15 +196,20 @@ class SemiParametricMemory:
         missing = [name for name in (CODES_NAME, MEMORY_NAME) if not (folder / name).is_file()]
         if missing:
             raise ValueError(f"Expected a memory in {folder}, but {missing} are missing. Is it a whole stage?")
-        settings = json.loads((folder / MEMORY_NAME).read_text())
-        weights = load_file(folder / CODEC_NAME) if (folder / CODEC_NAME).is_file() else None
-        codec = make_codec(settings["codec"], state_dict=weights, **settings["settings"])
-        table = pq.read_table(folder / CODES_NAME, memory_map=True)
-        features = Features.from_arrow_schema(table.schema)
-        memory = cls(codec, settings["budget"], features["label"].names)
-        memory._codes = table["code"].combine_chunks().cast(pa.large_binary())
-        memory._labels = table["label"].to_numpy().astype(np.int64)
-        memory._tasks = table["task"].to_numpy().astype(np.int32)
+        try:
+            settings = json.loads((folder / MEMORY_NAME).read_text())
+            weights = load_file(folder / CODEC_NAME) if (folder / CODEC_NAME).is_file() else None
+            codec = make_codec(settings["codec"], state_dict=weights, **settings["settings"])
+            table = pq.read_table(folder / CODES_NAME, memory_map=True)
+            memory = cls(codec, settings["budget"], Features.from_arrow_schema(table.schema)["label"].names)
+            memory.statistics_bytes = settings["statistics_bytes"]
+            memory._codes = table["code"].combine_chunks().cast(pa.large_binary())
+            memory._labels = table["label"].to_numpy().astype(np.int64)
+            memory._tasks = table["task"].to_numpy().astype(np.int32)
+        except (KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
+            raise ValueError(
+                f"Expected a memory in {folder}, but its files do not hold one ({error!r}). Is the download complete?"
+            ) from error
         return memory
 
     @classmethod
@@ -215,8 +226,10 @@ class SemiParametricMemory:
         return cls.load(folder / "memory")
 
     def _code_sizes(self) -> np.ndarray:
-        return np.diff(np.frombuffer(self._codes.buffers()[1], dtype=np.int64)[: len(self) + 1]) if len(self) else (
-            np.zeros(0, dtype=np.int64)
+        return (
+            np.diff(np.frombuffer(self._codes.buffers()[1], dtype=np.int64)[: len(self) + 1])
+            if len(self)
+            else (np.zeros(0, dtype=np.int64))
         )
 
     def _schema(self) -> pa.Schema:

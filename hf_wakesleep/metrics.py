@@ -1,7 +1,8 @@
 """Continual-learning metrics as pure functions of an accuracy matrix.
 
-`matrix[t][i]` is the accuracy, 0 to 1, on task i after training on task t, both 0-based; row t has t + 1 entries. An
-entry is NaN where the evaluation images of an old task were not at hand. A mean leaves NaN out; a mean of nothing is NaN.
+`matrix[t][i]` is the accuracy, 0 to 1, on task i after training on task t, both 0-based; row t has t + 1 entries.
+An entry is NaN where the evaluation images of an old task were not at hand. A mean leaves NaN out; a mean of nothing
+is NaN.
 """
 
 import math

@@ -193,4 +193,5 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
         self.backbone._set_gradient_checkpointing(enable, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
+        """Return the patch embedding of the backbone."""
         return self.backbone.get_input_embeddings()

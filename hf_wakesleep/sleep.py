@@ -107,7 +107,7 @@ def consolidate(
         model (`torch.nn.Module`): A [`WakeSleepForImageClassification`], bare or prepared by `accelerator`.
         memory ([`SemiParametricMemory`]): Read, never written.
         reader ([`ImageReader`]): Turns decoded images into the model's input.
-        args ([`ContinualTrainingArguments`]): `sleep_*`, `distillation_*`, `augmentation`, `recall_weight`, `seed`, ...
+        args ([`ContinualTrainingArguments`]): `sleep_*`, `distillation_*`, `augmentation`, `recall_weight`, ...
         teacher ([`WakeSleepForImageClassification`], *optional*): The network to stay close to.
         task (`int`, defaults to 0): Number of the task, from 0; part of the seed.
         accelerator (`Accelerator`, *optional*): Needed for several processes and for mixed precision.
@@ -119,12 +119,14 @@ def consolidate(
         ValueError: If the memory is empty.
     """
     if len(memory) == 0:
-        raise ValueError("Sleep replays memories, but the memory is empty. Write a task first, or pass `sleep_steps=0`.")
+        raise ValueError(
+            "Sleep replays memories, but the memory is empty. Write a task first, or pass `sleep_steps=0`."
+        )
     start = time.perf_counter()
     accelerator = accelerator or Accelerator(cpu=model.device.type == "cpu")
     losses = _replay(model, memory, reader, args, teacher, task, accelerator)
     bare = accelerator.unwrap_model(model)
-    accuracy = update_recall(bare, memory, reader, args, show_progress=shows_progress(args, accelerator))
+    accuracy = update_recall(bare, memory, reader, args)
     last = np.asarray(losses[-max(1, len(losses) // 10) :])  # (N, 3)
     loss, cross_entropy, distillation = last.mean(axis=0).tolist()
     return SleepReport(
@@ -144,19 +146,16 @@ def update_recall(
     memory: SemiParametricMemory,
     reader: ImageReader,
     args: ContinualTrainingArguments,
-    *,
-    show_progress: bool = False,
 ) -> float:
     """Recompute recall's statistics of all classes from memory and set `recall_weight` on held-out memories.
 
-    Statistics of a backbone that neither wake nor sleep trains stay as they are: they are those of the original images.
+    Statistics of a backbone that neither wake nor sleep trains stay as they are, those of the original images.
 
     Args:
         model ([`WakeSleepForImageClassification`]): Its statistics and `config.recall_weight` are replaced.
         memory ([`SemiParametricMemory`]): Read, never written.
         reader ([`ImageReader`]): Turns decoded images into the model's input.
         args ([`ContinualTrainingArguments`]): `recall_weight`, `per_device_eval_batch_size`.
-        show_progress (`bool`, defaults to `False`): Whether to show a progress bar.
 
     Returns:
         `float`: Accuracy of the mix on the held-out memories before they entered the statistics; NaN without such.
@@ -170,7 +169,7 @@ def update_recall(
     kept_back, accuracy = [], float("nan")
     is_held_out = held_out(memory.labels)
     batches = _batches(memory, args.per_device_eval_batch_size)
-    for indices in tqdm(batches, desc="sleep: recall", disable=not show_progress, leave=False):
+    for indices in tqdm(batches, desc="sleep: recall", disable=not args.shows_progress, leave=False):
         images, labels = memory.read(indices)
         with torch.no_grad():
             features = model.extract_features(reader.normalise(images).to(model.device)).float()
@@ -209,25 +208,26 @@ def _replay(model, memory, reader, args, teacher, task, accelerator) -> list[tup
     bare = accelerator.unwrap_model(model)
     set_plasticity(bare, args.sleep_plasticity)
     groups = parameter_groups(bare, args.sleep_learning_rate, args.weight_decay, args.backbone_learning_rate_ratio)
-    optimizer = torch.optim.AdamW(groups)
+    optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, fused=True))
     scheduler = get_scheduler("cosine", optimizer, args.sleep_steps // 10, args.sleep_steps)
     model.train()
     among, losses = np.flatnonzero(~held_out(memory.labels)), []
-    steps = tqdm(range(args.sleep_steps), desc="sleep", disable=not shows_progress(args, accelerator), leave=False)
+    steps = tqdm(range(args.sleep_steps), desc="sleep", disable=not args.shows_progress, leave=False)
     for step in steps:
         indices = memory.sample(args.sleep_batch_size, np.random.default_rng((args.seed, task, step)), among)
         pixel_values, labels = _batch(memory, indices, reader, args, (task, step), accelerator)
         with accelerator.autocast():
             logits = model(pixel_values=pixel_values).classifier_logits.float()  # (B, C)
             cross_entropy = F.cross_entropy(logits, labels)
-            distillation = _distillation(logits, pixel_values, teacher, args.distillation_temperature)
+            distillation = _distillation(logits, pixel_values, labels, teacher, args.distillation_temperature)
             loss = cross_entropy + args.distillation_weight * distillation
         accelerator.backward(loss)
+        accelerator.unscale_gradients(optimizer)
         torch.nn.utils.clip_grad_norm_(bare.parameters(), args.max_grad_norm or float("inf"))
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        losses.append((loss.item(), cross_entropy.item(), float(distillation)))
+        losses.append((loss.item(), cross_entropy.item(), distillation.item()))
         steps.set_postfix(loss=f"{losses[-1][0]:.3f}", refresh=False)
     return losses
 
@@ -240,15 +240,21 @@ def _batch(memory, indices, reader, args, place: tuple[int, int], accelerator) -
     return augment(pixel_values, args.augmentation, args.crop_scale, generator), labels.to(accelerator.device)
 
 
-def _distillation(logits, pixel_values, teacher, temperature: float) -> torch.Tensor:
-    """Return T^2 KL(teacher || model) on the classes of the teacher, averaged over the batch; zero without one."""
+def _distillation(logits, pixel_values, labels, teacher, temperature: float) -> torch.Tensor:
+    """Return T^2 KL(teacher || model) over the classes of the teacher, averaged over the images of those classes.
+
+    Images of other classes are left out: what a teacher says of a class that it does not know is not worth keeping.
+    Zero without a teacher, or without an image that it knows.
+    """
     if teacher is None:
         return logits.new_zeros(())
     with torch.no_grad():
         target = teacher(pixel_values=pixel_values).classifier_logits.float()  # (B, C_old)
     student = (logits[:, : target.shape[1]] / temperature).log_softmax(dim=-1)
     target = (target / temperature).log_softmax(dim=-1)
-    return temperature**2 * F.kl_div(student, target, log_target=True, reduction="batchmean")
+    divergence = F.kl_div(student, target, log_target=True, reduction="none").sum(dim=-1)  # (B,)
+    known = (labels < target.shape[1]).to(divergence)  # (B,)
+    return temperature**2 * (divergence * known).sum() / known.sum().clamp(min=1)
 
 
 def snapshot(model: WakeSleepForImageClassification) -> WakeSleepForImageClassification:
@@ -258,8 +264,3 @@ def snapshot(model: WakeSleepForImageClassification) -> WakeSleepForImageClassif
 
 def _batches(memory: SemiParametricMemory, size: int) -> list[np.ndarray]:
     return np.split(np.arange(len(memory)), range(size, len(memory), size))
-
-
-def shows_progress(args: ContinualTrainingArguments, accelerator: Accelerator) -> bool:
-    return accelerator.is_main_process and not args.disable_tqdm
-

@@ -11,6 +11,8 @@ from .memory import SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
 
 MEMORY_FOLDER = "memory"
+CHECKPOINTS_FOLDER = "checkpoints"
+LAST_WRITTEN = "trainer_state.json"  # of a checkpoint; without it the checkpoint is half-written
 
 
 @dataclass
@@ -48,13 +50,41 @@ def stage_name(number: int) -> str:
     return f"task-{number + 1:02d}"
 
 
-def find_stages(output_dir: str | Path) -> list[Path]:
-    """Return the stages in an output folder, in the order of their tasks."""
+def find_stages(output_dir: str | Path, most: int | None = None) -> list[Path]:
+    """Return the stages in an output folder (the first `most` of them), in the order of their tasks."""
     output_dir = Path(output_dir)
     stages = []
     while (folder := output_dir / stage_name(len(stages))).joinpath(HISTORY_NAME).is_file():
         stages.append(folder)
-    return stages
+    return stages[:most]
+
+
+def find_resume_point(output_dir: str | Path, resume: str | Path | bool) -> tuple[Path | None, Path | None]:
+    """Return the stage and, inside the task after it, the checkpoint to go on from; `None` where there is none.
+
+    Args:
+        output_dir (`str` or `Path`): Where the run writes.
+        resume (`str`, `Path` or `bool`): `True` for the last stage and checkpoint in `output_dir`, or the path of one.
+
+    Raises:
+        ValueError: If the path is neither a stage nor a whole checkpoint.
+    """
+    if resume is True:
+        stages = find_stages(output_dir)
+        folders = Path(output_dir, CHECKPOINTS_FOLDER, stage_name(len(stages))).glob("checkpoint-*")
+        whole = [folder for folder in folders if (folder / LAST_WRITTEN).is_file()]
+        last = max(whole, key=lambda folder: int(folder.name.removeprefix("checkpoint-")), default=None)
+        return (stages[-1] if stages else None), last
+    folder = Path(resume)
+    if (folder / HISTORY_NAME).is_file() and (folder / "config.json").is_file():
+        return folder, None
+    if (folder / LAST_WRITTEN).is_file():  # <output_dir>/checkpoints/task-03/checkpoint-500
+        before = find_stages(folder.parents[2], int(folder.parent.name.removeprefix("task-")) - 1)
+        return (before[-1] if before else None), folder
+    raise ValueError(
+        f"Expected `resume_from_checkpoint` to be True or the folder of a stage or checkpoint, but {folder} is "
+        f"neither: it holds no {HISTORY_NAME} and no {LAST_WRITTEN}."
+    )
 
 
 def load_memory(folder: str | Path) -> SemiParametricMemory | None:

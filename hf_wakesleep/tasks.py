@@ -49,8 +49,8 @@ class TaskStream(Sequence):
             for split, dataset in (("training", task.train_dataset), ("evaluation", task.eval_dataset)):
                 if len(dataset) == 0:
                     raise ValueError(
-                        f"Every task needs images, but {task.name!r} (classes {_shorten(task.classes)}) has no {split} "
-                        "image. Merge it with another task, or give it images."
+                        f"Every task needs images, but {task.name!r} (classes {_shorten(task.classes)}) has no "
+                        f"{split} image. Merge it with another task, or give it images."
                     )
         self._tasks = tuple(tasks)
         self.protocol = protocol
@@ -123,10 +123,12 @@ class TaskStream(Sequence):
             raise ValueError(
                 f"`eval_splits` must have the same names as `splits` ({sorted(splits)}), got {sorted(eval_splits)}."
             )
+        columns = _find_columns(next(iter(splits.values()), None), image_column, label_column)
+        names = _class_lists([*splits.values(), *(eval_splits or {}).values()], columns)
         tasks, known = [], []
         for name, dataset in splits.items():
             sources = {"train": dataset} | ({} if eval_splits is None else {"test": eval_splits[name]})
-            train, evaluation = _train_and_eval(sources, image_column, label_column, eval_fraction, seed, where=name)
+            train, evaluation = _train_and_eval(sources, columns, names, eval_fraction, seed, where=repr(name))
             classes = _present_classes(train)
             again = [c for c in classes if c in known]
             if again:
@@ -168,9 +170,10 @@ class ClassIncrementalStream(TaskStream):
         label_column: str | None = None,
         eval_fraction: float = 0.2,
     ):
-        train, evaluation = _train_and_eval(
-            _as_splits(dataset), image_column, label_column, eval_fraction, seed or 0, where="the dataset"
-        )
+        splits = _as_splits(dataset)
+        columns = _find_columns(splits["train"], image_column, label_column)
+        names = _class_lists(list(splits.values()), columns)
+        train, evaluation = _train_and_eval(splits, columns, names, eval_fraction, seed or 0, where="the dataset")
         names = train.features["label"].names
         present = [names.index(name) for name in _present_classes(train)]
         sizes = _task_sizes(len(present), num_tasks, classes_per_task)
@@ -218,12 +221,13 @@ class DomainIncrementalStream(TaskStream):
         label_column: str | None = None,
         eval_fraction: float = 0.2,
     ):
-        train, evaluation = _train_and_eval(
-            _as_splits(dataset), image_column, label_column, eval_fraction, seed or 0, where="the dataset", extra=by
-        )
-        domains = train.features[by].names
+        splits = _as_splits(dataset)
+        columns = _find_columns(splits["train"], image_column, label_column) | {"domain": by}
+        names = _class_lists(list(splits.values()), columns)
+        train, evaluation = _train_and_eval(splits, columns, names, eval_fraction, seed or 0, where="the dataset")
+        domains = names["domain"]
         order = range(len(domains)) if seed is None else np.random.RandomState(seed).permutation(len(domains))
-        train_domains, eval_domains = label_array(train, by), label_array(evaluation, by)
+        train_domains, eval_domains = label_array(train, "domain"), label_array(evaluation, "domain")
         tasks, known = [], []
         for index in order:
             task_train = train.select(np.flatnonzero(train_domains == index)).select_columns(["image", "label"])
@@ -231,6 +235,7 @@ class DomainIncrementalStream(TaskStream):
             classes = _present_classes(task_train)
             new = [name for name in classes if name not in known]
             known += new
+            _check_trained(task_eval, known, where=f"the domain {domains[index]!r}, or of one before,")
             tasks.append(Task(domains[index], tuple(classes), tuple(new), task_train, task_eval))
         super().__init__(tasks, {"kind": "domain-incremental", "by": by, "seed": seed})
 
@@ -284,35 +289,45 @@ def _as_splits(dataset: Dataset | DatasetDict) -> dict[str, Dataset]:
     return {"train": dataset["train"]} | ({} if evaluation is None else {"test": dataset[evaluation]})
 
 
+def _find_columns(dataset: Dataset | None, image_column: str | None, label_column: str | None) -> dict[str, str]:
+    """Return from the stream's names of columns, `image` and `label`, to those of the dataset."""
+    if dataset is None:
+        raise ValueError("A stream must hold at least one task, got no split.")
+    return {"image": find_column(dataset, "image", image_column), "label": find_column(dataset, "label", label_column)}
+
+
+def _class_lists(datasets: Sequence[Dataset], columns: dict[str, str]) -> dict[str, list[str]]:
+    """Return the class names of every column but the images, over all datasets."""
+    return {new: class_names(datasets, old) for new, old in columns.items() if new != "image"}
+
+
 def _train_and_eval(
     splits: dict[str, Dataset],
-    image_column: str | None,
-    label_column: str | None,
+    columns: dict[str, str],
+    names: dict[str, list[str]],
     eval_fraction: float,
     seed: int,
     *,
     where: str,
-    extra: str | None = None,
 ) -> tuple[Dataset, Dataset]:
-    """Return training and evaluation images with columns `image`, `label` (and `extra`), both `ClassLabel`."""
-    train = splits["train"]
-    columns = {"image": find_column(train, "image", image_column), "label": find_column(train, "label", label_column)}
-    if extra is not None:
-        columns[extra] = find_column(train, "label", extra)
-    names = {new: class_names(list(splits.values()), old) for new, old in columns.items() if new != "image"}
+    """Return training and evaluation images with the given columns, all but the images as `ClassLabel`."""
+    train = labelled_images(splits["train"], columns, names)
     if "test" in splits:
-        if train._fingerprint == splits["test"]._fingerprint:
+        if splits["train"]._fingerprint == splits["test"]._fingerprint:
             raise ValueError(f"The training and the evaluation images of {where} are the same; use different splits.")
-        train, evaluation = (labelled_images(splits[key], columns, names) for key in ("train", "test"))
+        evaluation = labelled_images(splits["test"], columns, names)
     else:
         if not 0 < eval_fraction < 1:
             raise ValueError(f"`eval_fraction` must lie in (0, 1), got {eval_fraction}.")
-        train, evaluation = split_by_label(labelled_images(train, columns, names), eval_fraction, seed)
-    untrained = set(_present_classes(evaluation)) - set(_present_classes(train))
-    if untrained:
-        raise ValueError(
-            f"Every class needs training images, but {_shorten(sorted(untrained))} of {where} only have evaluation "
-            "images. Give them training images or drop them."
-        )
+        train, evaluation = split_by_label(train, eval_fraction, seed)
+    _check_trained(evaluation, _present_classes(train), where=where)
     return train, evaluation
 
+
+def _check_trained(evaluation: Dataset, trained: Sequence[str], where: str) -> None:
+    untrained = sorted(set(_present_classes(evaluation)) - set(trained))
+    if untrained:
+        raise ValueError(
+            f"Every class needs training images, but {_shorten(untrained)} of {where} only have evaluation images. "
+            "Give them training images or drop them."
+        )

@@ -1,5 +1,6 @@
 """ContinualTrainer: a Trainer that learns a stream of tasks, with a sleep after each."""
 
+import math
 import shutil
 import time
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import Trainer, set_seed
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import TrainOutput
 
 from .augment import augment, seeded_generator
 from .callbacks import SleepCallback
@@ -17,8 +18,9 @@ from .images import ImageReader, TaskImages, make_image_processor
 from .memory import SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .plots import save_history_plot
+from .protocol import align_tasks, check_same_run, make_protocol
 from .sleep import SleepReport, consolidate, parameter_groups, set_plasticity, snapshot, update_recall
-from .stage import Stage, find_stages, load_memory, stage_name
+from .stage import CHECKPOINTS_FOLDER, Stage, find_resume_point, find_stages, load_memory, stage_name
 from .tasks import Task, TaskStream
 from .training_args import ContinualTrainingArguments
 from .wake import WakePass
@@ -58,7 +60,7 @@ class ContinualTrainer(Trainer):
         self.stream = stream
         self.reader = ImageReader(processing_class or make_image_processor(model.config))
         self.history, self.memory = _state_of(model, args)
-        self.tasks = _align(stream, self.history)
+        self.tasks = align_tasks(stream, self.history)
         self.task_number = len(self.history)
         self._sleep_report: SleepReport | None = None
         self._teacher: WakeSleepForImageClassification | None = None
@@ -82,7 +84,7 @@ class ContinualTrainer(Trainer):
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*): `True` goes on from the last stage and checkpoint in
-                `output_dir`, if there is one; a path goes on from that stage.
+                `output_dir`, or starts anew if there is none; a path goes on from that stage or checkpoint.
             kwargs: Passed on to `Trainer.train`.
 
         Returns:
@@ -90,103 +92,59 @@ class ContinualTrainer(Trainer):
             [`History.summary`] as metrics.
 
         Raises:
-            ValueError: If `output_dir` holds another run, or the run to go on from was another.
+            ValueError: If `output_dir` holds another run, the run to go on from was another, or the memory budget is
+                too small for the classes to come. Nothing has been trained or written then.
         """
         checkpoint = self._open_run(resume_from_checkpoint)
-        steps, loss = 0, float("nan")
+        steps, loss = 0, math.nan
         for number in range(len(self.history), len(self.tasks)):
             output = self._learn(number, checkpoint, **kwargs)
             checkpoint = None
             steps, loss = steps + output.global_step, output.training_loss
-        return TrainOutput(steps, loss, self.history.summary())
+        return TrainOutput(steps, loss, self.history.summary() if len(self.history) else {})
 
     def _open_run(self, resume: str | bool | None) -> str | None:
         """Check `output_dir`, load the state to go on from, and return the checkpoint inside the next task."""
         output_dir = Path(self.args.output_dir)
-        protocol = self._protocol()
-        stages = find_stages(output_dir)
+        protocol = make_protocol(self.model, self.args, self.stream)
+        stages, checkpoint = find_stages(output_dir), None
         if resume:
-            stage = Path(resume) if isinstance(resume, str) else (stages[-1] if stages else None)
+            stage, checkpoint = find_resume_point(output_dir, resume)
             if stage is not None:
-                self._load_stage(stage, protocol)
-        elif (output_dir / HISTORY_NAME).exists() or stages:
-            if not stages or len(self.history) != len(stages) or History.load(stages[-1]) != self.history:
-                raise ValueError(
-                    f"`output_dir` {output_dir} holds another run ({len(stages)} stages). Pass "
-                    "`resume_from_checkpoint=True` to go on with it, or choose an empty folder."
-                )
+                check_same_run(stage, History.load(stage).protocol, protocol)
+                self._load_stage(stage)
+        if len(stages) > len(self.history) or (stages and not History.load(stages[-1]).is_start_of(self.history)):
+            raise ValueError(
+                f"`output_dir` {output_dir} holds another run ({len(stages)} stages). Pass "
+                "`resume_from_checkpoint=True` to go on with it, or choose an empty folder."
+            )
         if not self.history.protocol:
             self.history.protocol = protocol
-        self._check_budget()
-        self._measure_untrained()
-        checkpoints = self._checkpoint_folder(len(self.history))
-        return get_last_checkpoint(checkpoints) if resume and checkpoints.is_dir() else None
+        if self.memory is not None and self.memory.budget is not None:
+            self._wake_pass().check_budget(self.tasks[len(self.history) :], self.memory)
+        if self.args.forward_transfer and not len(self.history):
+            self.history.untrained = {task.name: self._probe(task) for task in self.tasks[1:]}
+        return None if checkpoint is None else str(checkpoint)
 
-    def _load_stage(self, folder: Path, protocol: dict) -> None:
-        history = History.load(folder)
-        differences = [
-            f"{key}: {history.protocol.get(key)} there, {protocol[key]} here"
-            for key in protocol
-            if history.protocol.get(key) != protocol[key]
-        ]
-        if differences:
-            raise ValueError(
-                f"{folder} belongs to another run, so it cannot be resumed. Differences: {'; '.join(differences)}."
-            )
+    def _load_stage(self, folder: Path) -> None:
         stored = type(self.model).from_pretrained(folder)
-        missing = [name for name in stored.config.classes if name not in self.model.config.label2id]
-        self.model.grow(missing)
+        self.model.grow([name for name in stored.config.classes if name not in self.model.config.label2id])
         self.model.load_state_dict(stored.state_dict())
         self.model.config.recall_weight = stored.config.recall_weight
-        self.history, self.memory = history, load_memory(folder)
-        self.tasks = _align(self.stream, history)
-
-    def _protocol(self) -> dict:
-        backbone = self.model.config.backbone_config
-        return {
-            "seed": self.args.seed,
-            "stream": {**self.stream.protocol, "tasks": self.stream.fingerprints()},
-            "backbone": {
-                "model_type": backbone.model_type,
-                "name": Path(backbone._name_or_path).name,
-                "feature_dim": self.model.head.feature_dim,
-                "image_size": self.model.config.image_size,
-            },
-            "memory_budget": self.args.memory_bytes,
-            "codec": self.args.codec,
-        }
-
-    def _check_budget(self) -> None:
-        """Fail before any training if the budget cannot hold one code of every class at the end of the stream."""
-        if self.memory is None or self.memory.budget is None:
-            return
-        trial = SemiParametricMemory(self.memory.codec, self.memory.budget)
-        codes, labels = [], []
-        for task in self.tasks[len(self.history) :]:
-            images = TaskImages(task.train_dataset, {name: 0 for name in task.classes}, f"{task.name}'s training images")
-            values = task.train_dataset.with_format("numpy", columns=["label"])["label"][:]
-            for row in np.unique(values, return_index=True)[1]:
-                codes += trial.codec.encode(self.reader.read([images[int(row)]])[0])
-                labels.append(len(labels))
-        recall = self.model.head.recall
-        per_class = recall.means.shape[1] * recall.means.element_size() + recall.counts.element_size()
-        num_new = len(set(self.stream.classes) - set(self.model.config.classes))
-        trial.add_classes([str(label) for label in labels], recall.num_bytes + num_new * per_class)
-        trial.write(codes, labels, 0)
-
-    def _measure_untrained(self) -> None:
-        """Measure b[i] of forward transfer for every task, as long as the model has learned nothing."""
-        if not self.args.forward_transfer or len(self.history):
-            return
-        for number, task in enumerate(self.tasks):
-            if number > 0:
-                self.history.untrained[task.name] = self._probe(task)
+        self.history, self.memory = History.load(folder), load_memory(folder)
+        self.tasks = align_tasks(self.stream, self.history)
 
     def _probe(self, task: Task) -> float:
+        """Return a score of forward transfer: how well recall, fitted to a task alone, tells its classes apart."""
         label2id = {name: index for index, name in enumerate(task.classes)}
-        train = TaskImages(task.train_dataset, label2id, f"the training images of {task.name}")
-        evaluation = TaskImages(task.eval_dataset, label2id, f"the evaluation images of {task.name}")
-        return self._wake_pass().probe(train, evaluation)
+        return self._wake_pass().probe(*self._images_of(task, label2id))
+
+    @staticmethod
+    def _images_of(task: Task, label2id: dict[str, int]) -> tuple[TaskImages, TaskImages]:
+        return (
+            TaskImages(task.train_dataset, label2id, f"the training images of {task.name}"),
+            TaskImages(task.eval_dataset, label2id, f"the evaluation images of {task.name}"),
+        )
 
     # One task
 
@@ -199,7 +157,7 @@ class ContinualTrainer(Trainer):
             new_classes=[name for name in task.classes if name not in self.history.classes],
             num_train_images=len(task.train_dataset),
             num_eval_images=len(task.eval_dataset),
-            untrained_accuracy=self.history.untrained.get(task.name, float("nan")),
+            untrained_accuracy=self.history.untrained.get(task.name, math.nan),
         )
         if self.args.forward_transfer and number > 0:
             record.before_accuracy = self._probe(task)
@@ -231,13 +189,13 @@ class ContinualTrainer(Trainer):
         self.model.grow(new, seeded_generator(self.args.seed, number))
         if self.memory is not None:
             self.memory.add_classes(new, self.model.head.recall.num_bytes)
-        label2id = self.model.config.label2id
-        self.train_dataset = TaskImages(task.train_dataset, label2id, f"the training images of {task.name}")
-        self.eval_dataset = {
-            seen.name: TaskImages(seen.eval_dataset, label2id, f"the evaluation images of {seen.name}")
+        images = {
+            seen.name: self._images_of(seen, self.model.config.label2id)
             for seen in self.tasks[: number + 1]
             if seen is not None
         }
+        self.train_dataset = images[task.name][0]
+        self.eval_dataset = {name: evaluation for name, (_, evaluation) in images.items()}
 
     @property
     def _distils(self) -> bool:
@@ -245,6 +203,7 @@ class ContinualTrainer(Trainer):
 
     def sleep(self) -> None:
         """Consolidate memory into the network; without memory, settle how far recall can be trusted."""
+        set_seed(self.args.seed + self.task_number)  # what is random asleep does not depend on how wake was resumed
         if self.memory is not None and self.args.sleep_steps:
             self._sleep_report = consolidate(
                 self.model_wrapped,
@@ -265,9 +224,9 @@ class ContinualTrainer(Trainer):
 
     def _finish(self, record: TaskRecord) -> None:
         """Evaluate, add to the history, and save the stage."""
-        evaluated = {name: self.predict(images).metrics["test_accuracy"] for name, images in self.eval_dataset.items()}
-        earlier = [previous.name for previous in self.history.records]
-        record.accuracy = [evaluated.get(name, float("nan")) for name in [*earlier, record.name]]
+        metrics = self.evaluate()
+        names = [*(earlier.name for earlier in self.history.records), record.name]
+        record.accuracy = [metrics.get(f"eval_{name}_accuracy", math.nan) for name in names]
         record.recall_weight = self.model.config.recall_weight
         statistics = self.model.head.recall.num_bytes
         if self.memory is None:
@@ -336,7 +295,7 @@ class ContinualTrainer(Trainer):
             Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _checkpoint_folder(self, number: int) -> Path:
-        return Path(self.args.output_dir) / "checkpoints" / stage_name(number)
+        return Path(self.args.output_dir) / CHECKPOINTS_FOLDER / stage_name(number)
 
     def _wake_pass(self) -> WakePass:
         return WakePass(self.model, self.reader, self.args, self.accelerator)
@@ -362,22 +321,3 @@ def _state_of(
             f"{str(folder)!r}, where it was loaded from. Load a whole stage, or start with a model without classes."
         )
     return History.load(folder), load_memory(folder)
-
-
-def _align(stream: TaskStream, history: History) -> list[Task | None]:
-    """Return the tasks by their number; `None` for finished tasks whose images are not at hand.
-
-    Raises:
-        ValueError: If the stream neither starts with the finished tasks nor is new.
-    """
-    done = [tuple(record.classes) for record in history.records]
-    if [task.classes for task in stream][: len(done)] == done:
-        return list(stream)
-    again = sorted(set(history.classes) & set(stream.classes))
-    if again and stream.protocol["kind"] != "domain-incremental":
-        raise ValueError(
-            f"Expected a stream that starts with the {len(done)} finished tasks or brings only new classes, but "
-            f"{len(again)} of its classes are known already ({again[:5]}). Build the stream with the same data, order "
-            "and seed, or drop those classes."
-        )
-    return [None] * len(done) + list(stream)

@@ -72,7 +72,7 @@ class ContinualTrainingArguments(TrainingArguments):
         },
     )
     distillation_weight: float = field(
-        default=1.0,
+        default=0.3,
         metadata={"help": "Weight in sleep of distillation, on old classes, towards the network before the task."},
     )
     distillation_temperature: float = field(
@@ -84,8 +84,8 @@ class ContinualTrainingArguments(TrainingArguments):
     recall_weight: float | None = field(
         default=None,
         metadata={
-            "help": "Weight of recall in predictions, 0 (classifier only) to 1 (recall only). By default sleep sets it "
-            "on memories that it held out."
+            "help": "Weight of recall in predictions, 0 (classifier only) to 1 (recall only). By default sleep sets "
+            "it on memories that it held out."
         },
     )
     augmentation: str = field(
@@ -105,7 +105,8 @@ class ContinualTrainingArguments(TrainingArguments):
         self.remove_unused_columns = False
         self.ddp_broadcast_buffers = False
         super().__post_init__()
-        self.memory_bytes  # a wrong size is reported at once
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False
         checks = {
             "sleep_steps": (self.sleep_steps >= 0, "at least 0"),
             "sleep_batch_size": (self.sleep_batch_size >= 1, "at least 1"),
@@ -128,6 +129,11 @@ class ContinualTrainingArguments(TrainingArguments):
                 "Sleep and wake replay read from memory, but `memory_budget` is 0. Pass `sleep_steps=0` and "
                 "`wake_replay=False`, or a budget."
             )
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether this process shows progress bars."""
+        return self.process_index == 0 and not self.disable_tqdm
 
     @property
     def memory_bytes(self) -> int | None:

@@ -1,7 +1,9 @@
 """WakePass: one pass over the images of a task, without a gradient, that fills memory and recall."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
@@ -9,8 +11,10 @@ from tqdm.auto import tqdm
 
 from .head_wakesleep import Recall
 from .images import ImageReader, TaskImages
+from .labels import label_array
 from .memory import SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
+from .tasks import Task
 from .training_args import ContinualTrainingArguments
 
 
@@ -53,6 +57,30 @@ class WakePass:
         if memory is not None:
             memory.write(codes, code_labels, task)
 
+    def check_budget(self, tasks: Sequence[Task], memory: SemiParametricMemory) -> None:
+        """Try whether the budget can hold one code of every class, old and to come, with recall's statistics.
+
+        Args:
+            tasks (`Sequence[Task]`): The tasks to come; the first image of each of their classes is encoded.
+            memory ([`SemiParametricMemory`]): What is remembered so far; it stays as it is.
+
+        Raises:
+            ValueError: If the budget is too small.
+        """
+        new = [name for task in tasks for name in task.new_classes if name not in memory.classes]
+        codes = []
+        for task in tasks:
+            images = TaskImages(
+                task.train_dataset, {name: 0 for name in task.classes}, f"the training images of {task.name}"
+            )
+            for row in _first_rows(task, [name for name in task.new_classes if name in new]):
+                codes += memory.codec.encode(self.reader.read([images[row]])[0])
+        recall = self.model.head.recall
+        statistics_bytes = recall.num_bytes + recall.bytes_per_class * len(new)
+        trial = copy.copy(memory)
+        trial.add_classes(new, statistics_bytes)
+        trial.write(codes, range(len(memory.classes), len(trial.classes)), task=0)
+
     def probe(self, train_images: TaskImages, eval_images: TaskImages) -> float:
         """Return the accuracy of recall, fitted to one task alone, with the features as they are.
 
@@ -84,11 +112,16 @@ class WakePass:
         )
         was_training = self.model.training
         self.model.eval()
-        shows = self.accelerator.is_main_process and not self.args.disable_tqdm
-        for pixels, labels in tqdm(
-            self.accelerator.prepare_data_loader(loader), desc=description, disable=not shows, leave=False
-        ):
+        batches = self.accelerator.prepare_data_loader(loader)
+        for pixels, labels in tqdm(batches, desc=description, disable=not self.args.shows_progress, leave=False):
             pixel_values = self.reader.normalise(pixels).to(self.model.device)
             features = self.model.extract_features(pixel_values).float()  # (b, D)
             yield pixels, *self.accelerator.gather_for_metrics((features, labels))
         self.model.train(was_training)
+
+
+def _first_rows(task: Task, classes: Sequence[str]) -> list[int]:
+    """Return the row of the first training image of each class."""
+    names = task.train_dataset.features["label"].names
+    labels = label_array(task.train_dataset, "label")
+    return [int(np.argmax(labels == names.index(name))) for name in classes]
