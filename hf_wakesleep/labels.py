@@ -1,5 +1,7 @@
 """Label columns: found, checked and turned into `ClassLabel` without decoding an image."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.types as pat
@@ -93,16 +95,23 @@ def label_array(dataset: Dataset, column: str) -> np.ndarray:
     return _column(dataset, column).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def split_by_label(dataset: Dataset, eval_fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Split a dataset into training and evaluation, stratified by label, at least one image of a class to each.
+def stratified_split(
+    dataset: Dataset, columns: Sequence[str], eval_fraction: float, seed: int
+) -> tuple[Dataset, Dataset]:
+    """Split a dataset into training and evaluation, the same share of every stratum to each.
 
-    A class of a single image keeps it for training.
+    Args:
+        dataset (`datasets.Dataset`): Any.
+        columns (`Sequence[str]`): `ClassLabel` columns; images that agree in all of them form a stratum.
+        eval_fraction (`float`): Share of evaluation images in (0, 1): at least one of a stratum, never its only one.
+        seed (`int`): Seed of what is held out.
     """
-    labels = label_array(dataset, "label")
+    keys = np.stack([label_array(dataset, column) for column in columns], axis=1)  # (N, columns)
+    strata = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)  # (N,)
     generator = np.random.RandomState(seed)
-    held_out = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        rows = generator.permutation(np.flatnonzero(labels == label))
+    held_out = np.zeros(len(strata), dtype=bool)
+    for stratum in np.unique(strata):
+        rows = generator.permutation(np.flatnonzero(strata == stratum))
         held_out[rows[: min(max(round(eval_fraction * len(rows)), 1), len(rows) - 1)]] = True
     return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
 

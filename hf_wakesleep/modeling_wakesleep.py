@@ -108,7 +108,8 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
             processing = backbone_config.pretrained_cfg
             own_size, mean, std = processing["input_size"][-1], processing["mean"], processing["std"]
             if image_size not in (None, own_size):
-                kwargs["model_args"] = {"dynamic_img_size": True, **kwargs.get("model_args", {})}
+                own_args = backbone_config.model_args or {}
+                kwargs["model_args"] = {**own_args, "dynamic_img_size": True, **kwargs.get("model_args", {})}
         else:
             own_size, mean, std = backbone_config.image_size, image_mean, image_std
             if image_mean is None or image_std is None:
@@ -121,6 +122,7 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
             image_size=image_size or own_size,
             image_mean=image_mean or mean,
             image_std=image_std or std,
+            attn_implementation=backbone.config._attn_implementation,
             **{"pooling": "pooler" if is_timm else "cls", **(config_kwargs or {})},
         )
         return cls(config, backbone=backbone)

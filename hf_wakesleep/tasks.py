@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from .labels import class_names, find_column, label_array, labelled_images, split_by_label
+from .labels import class_names, find_column, label_array, labelled_images, stratified_split
 
 EVAL_SPLITS = ("test", "validation", "valid", "val", "eval")
 
@@ -319,7 +319,7 @@ def _train_and_eval(
     else:
         if not 0 < eval_fraction < 1:
             raise ValueError(f"`eval_fraction` must lie in (0, 1), got {eval_fraction}.")
-        train, evaluation = split_by_label(train, eval_fraction, seed)
+        train, evaluation = stratified_split(train, list(names), eval_fraction, seed)
     _check_trained(evaluation, _present_classes(train), where=where)
     return train, evaluation
 

@@ -2,7 +2,7 @@
 
     python examples/benchmarks/compare.py --methods wakesleep replay joint finetune --seeds 42 43 44
 
-compares them on scikit-learn's digits in about 10 minutes on 2 cores. Whatever stands after `--` goes to `train_cil.py`.
+compares them on scikit-learn's digits. Whatever stands after `--` goes to `train_cil.py`.
 Finished runs in `--output_dir` are not run again.
 """
 

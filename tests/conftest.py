@@ -1,0 +1,99 @@
+"""Small real data, small models and fast settings that all tests share. No network, no GPU."""
+
+import os
+import tempfile
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_wakesleep_tests_")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from hypothesis import settings
+from sklearn.datasets import load_digits
+from transformers import ViTConfig, set_seed
+
+from hf_wakesleep import ContinualTrainingArguments, WakeSleepConfig, WakeSleepForImageClassification
+
+settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=60)
+settings.load_profile("fixed")
+
+FAST = {
+    "num_train_epochs": 1,
+    "learning_rate": 2e-3,
+    "per_device_train_batch_size": 32,
+    "sleep_steps": 5,
+    "sleep_batch_size": 16,
+    "sleep_learning_rate": 2e-3,
+    "backbone_learning_rate_ratio": 1.0,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+
+
+def make_images(labels, names, *, side=8, seed=0) -> Dataset:
+    """Return a dataset of random grey images with the given labels, one image a row."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (len(labels), side, side), dtype=np.uint8)
+    features = Features({"image": Image(), "label": ClassLabel(names=list(names))})
+    return Dataset.from_dict({"image": list(pixels), "label": list(labels)}, features=features)
+
+
+def digits_of(classes, per_class) -> Dataset:
+    """Return the first images of some classes of scikit-learn's digits."""
+    source = load_digits()
+    rows = np.concatenate([np.flatnonzero(source.target == digit)[:per_class] for digit in classes])
+    features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
+    pixels = np.round(source.images[rows] * (255 / 16)).astype(np.uint8)
+    return Dataset.from_dict({"image": list(pixels), "label": source.target[rows]}, features=features)
+
+
+@pytest.fixture(scope="session")
+def digits() -> DatasetDict:
+    """Four classes of digits: 40 training and 20 evaluation images each."""
+    data = digits_of(range(4), 60)
+    rows = np.arange(len(data)) % 60
+    return DatasetDict(train=data.select(np.flatnonzero(rows < 40)), test=data.select(np.flatnonzero(rows >= 40)))
+
+
+@pytest.fixture
+def make_model():
+    """Return a function that builds a model without classes around a small ViT from scratch, always the same one."""
+
+    def build(seed: int = 0, **config) -> WakeSleepForImageClassification:
+        set_seed(seed)
+        vit = ViTConfig(
+            image_size=8,
+            patch_size=2,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            hidden_dropout_prob=0.1,
+            initializer_range=0.05,
+        )
+        return WakeSleepForImageClassification(
+            WakeSleepConfig(**{"backbone_config": vit, "pooling": "mean", "image_size": 8, **config})
+        )
+
+    return build
+
+
+@pytest.fixture
+def make_args(tmp_path):
+    """Return a function that builds arguments of a run of seconds; `output_dir` is relative to `tmp_path`."""
+
+    def build(output_dir: str = "out", **changes) -> ContinualTrainingArguments:
+        return ContinualTrainingArguments(str(tmp_path / output_dir), **{**FAST, **changes})
+
+    return build
+
+
+def equal_states(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    """Whether two modules hold the same tensors under the same names, bit for bit."""
+    one, two = first.state_dict(), second.state_dict()
+    return one.keys() == two.keys() and all(
+        one[name].dtype == two[name].dtype and torch.equal(one[name], two[name]) for name in one
+    )

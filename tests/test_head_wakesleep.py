@@ -1,0 +1,127 @@
+"""SemiParametricHead: growth, and recall against a slow obvious reference."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_wakesleep import SemiParametricHead, WakeSleepConfig
+from hf_wakesleep.head_wakesleep import Recall
+
+D = 6
+
+
+def features_and_labels(seed=0, size=60, classes=4):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (size,), generator=generator)
+    features = torch.randn(size, D, generator=generator) + 2 * torch.randn(classes, D, generator=generator)[labels]
+    return features, labels
+
+
+def make_head(classes=3, **config):
+    head = SemiParametricHead(WakeSleepConfig(id2label={i: str(i) for i in range(classes)}, **config), D)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter)
+    return head
+
+
+def test_recall_is_the_shrunk_linear_discriminant():
+    features, labels = features_and_labels()
+    shrinkage, classes = 0.3, 4
+    recall = Recall(D, classes, shrinkage)
+    recall.update(features, labels)
+
+    data = features.double()
+    means = torch.stack([data[labels == c].mean(dim=0) for c in range(classes)])
+    covariance = torch.zeros(D, D, dtype=torch.double)
+    for row, label in zip(data, labels, strict=True):
+        covariance += torch.outer(row - means[label], row - means[label])
+    covariance /= len(data) - classes
+    precision = torch.linalg.inv((1 - shrinkage) * covariance + shrinkage * covariance.trace() / D * torch.eye(D))
+    expected = torch.stack(
+        [data @ precision @ means[c] - 0.5 * means[c] @ precision @ means[c] for c in range(classes)], dim=1
+    )
+    torch.testing.assert_close(recall(features), expected.float(), rtol=1e-4, atol=1e-4)
+
+
+@given(st.randoms(use_true_random=False), st.integers(1, 7))
+def test_statistics_depend_neither_on_the_order_nor_on_the_batches(random, num_batches):
+    features, labels = features_and_labels()
+    whole = Recall(D, 4, 0.3)
+    whole.update(features, labels)
+    order = list(range(len(labels)))
+    random.shuffle(order)
+    parts = Recall(D, 4, 0.3)
+    for part in torch.tensor(order).tensor_split(num_batches):
+        parts.update(features[part], labels[part])
+    assert torch.equal(whole.counts, parts.counts)
+    torch.testing.assert_close(whole.means, parts.means, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(whole.scatter, parts.scatter, rtol=1e-4, atol=1e-3)
+
+
+def test_classes_learned_one_after_another_give_the_statistics_of_all_at_once():
+    features, labels = features_and_labels()
+    whole = Recall(D, 4, 0.3)
+    whole.update(features, labels)
+    grown = Recall(D, 0, 0.3)
+    for first in (0, 2):
+        grown.grow(2)
+        part = (labels == first) | (labels == first + 1)
+        grown.update(features[part], labels[part])
+    torch.testing.assert_close(grown(features), whole(features), rtol=1e-4, atol=1e-4)
+
+
+def test_recall_without_statistics_says_nothing_and_never_names_a_class_without_images():
+    recall = Recall(D, 2, 0.3)
+    assert torch.equal(recall(torch.randn(3, D)), torch.zeros(3, 2))
+    recall.update(torch.randn(1, D), torch.tensor([1]))
+    assert recall(torch.randn(3, D)).argmax(dim=-1).tolist() == [1, 1, 1]
+    assert not recall(torch.randn(3, D)).isnan().any()
+
+
+def test_an_empty_batch_changes_nothing():
+    recall = Recall(D, 4, 0.3)
+    recall.update(*features_and_labels())
+    before = {name: value.clone() for name, value in recall.state_dict().items()}
+    recall.update(torch.zeros(0, D), torch.zeros(0, dtype=torch.int64))
+    assert all(torch.equal(before[name], value) for name, value in recall.state_dict().items())
+
+
+def test_num_bytes_counts_every_statistic():
+    recall = Recall(D, 4, 0.3)
+    assert recall.num_bytes == 4 * 8 + 4 * D * 4 + D * D * 4
+    before = recall.num_bytes
+    recall.grow(3)
+    assert recall.num_bytes - before == 3 * recall.bytes_per_class
+
+
+@pytest.mark.parametrize("classifier", ["linear", "cosine"])
+def test_growth_keeps_what_was_there_bit_for_bit(classifier):
+    head = make_head(classifier=classifier)
+    features, labels = features_and_labels(classes=3)
+    head.recall.update(features, labels)
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    old_logits = head.classifier(features)
+    head.grow(2, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(head.classifier(features)[:, :3], old_logits)
+    for name, value in head.state_dict().items():
+        old = before[name]
+        assert torch.equal(value[: len(old)] if value.ndim and name != "recall.scatter" else value, old)
+
+
+def test_growth_is_the_same_for_the_same_generator():
+    heads = [make_head() for _ in range(2)]
+    for head in heads:
+        head.grow(2, torch.Generator().manual_seed(7))
+    assert torch.equal(heads[0].classifier.weight[3:], heads[1].classifier.weight[3:])
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_logits_are_the_log_of_the_mix_of_both_softmaxes(weight):
+    head = make_head(recall_weight=weight)
+    features, labels = features_and_labels(classes=3)
+    head.recall.update(features, labels)
+    logits, classifier_logits, recall_logits = head(features)
+    expected = (1 - weight) * classifier_logits.softmax(dim=-1) + weight * recall_logits.softmax(dim=-1)
+    torch.testing.assert_close(logits.exp(), expected)
+    assert not logits.isnan().any()

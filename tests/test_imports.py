@@ -1,0 +1,95 @@
+"""The layout: imports go down one list, `__all__` is complete, files that travel import torch and transformers only."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hf_wakesleep
+
+PACKAGE = Path(hf_wakesleep.__file__).parent
+
+# A module may import those before it only.
+ORDER = [
+    "configuration_wakesleep",
+    "head_wakesleep",
+    "modeling_wakesleep",
+    "augment",
+    "codec",
+    "memory",
+    "labels",
+    "images",
+    "tasks",
+    "metrics",
+    "history",
+    "plots",
+    "training_args",
+    "stage",
+    "protocol",
+    "wake",
+    "sleep",
+    "callbacks",
+    "trainer",
+]
+
+
+def imports_of(path: Path) -> list[tuple[int, str]]:
+    """Return level and module of every import in a file, wherever it stands."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            found += [(node.level, name) for name in names]
+        elif isinstance(node, ast.Import):
+            found += [(0, alias.name) for alias in node.names]
+    return found
+
+
+def test_every_module_has_its_place_in_the_order():
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert modules == set(ORDER)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_go_down_the_order(module):
+    allowed = set(ORDER[: ORDER.index(module)])
+    relative = [(level, name) for level, name in imports_of(PACKAGE / f"{module}.py") if level > 0]
+    assert all(level == 1 for level, _ in relative)
+    assert {name for _, name in relative} <= allowed
+    assert not [name for level, name in imports_of(PACKAGE / f"{module}.py") if level == 0 and "wakesleep" in name]
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*_wakesleep.py")), ids=lambda path: path.stem)
+def test_files_that_travel_import_torch_and_transformers_only(path):
+    absolute = {name.split(".")[0] for level, name in imports_of(path) if level == 0}
+    assert absolute <= {"torch", "transformers", "dataclasses"}
+
+
+def test_all_is_sorted_complete_and_importable():
+    assert hf_wakesleep.__all__ == sorted(hf_wakesleep.__all__)
+    typed = [
+        alias.name
+        for node in ast.parse((PACKAGE / "__init__.py").read_text()).body
+        if isinstance(node, ast.If)
+        for statement in node.body
+        for alias in statement.names
+    ]
+    eager = [name for name in vars(hf_wakesleep) if name.startswith("WakeSleep")]
+    assert set(hf_wakesleep.__all__) == {*typed, *eager}
+    for name in hf_wakesleep.__all__:
+        assert getattr(hf_wakesleep, name).__doc__
+
+
+def test_unknown_names_are_attribute_errors():
+    with pytest.raises(AttributeError, match="no attribute 'Buffer'"):
+        _ = hf_wakesleep.Buffer
+
+
+def test_who_only_predicts_imports_neither_the_trainer_nor_datasets():
+    code = "import sys, hf_wakesleep; print([m for m in ('datasets', 'matplotlib', 'peft') if m in sys.modules])"
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "[]"

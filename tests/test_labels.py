@@ -1,0 +1,113 @@
+"""Label columns: found, converted, or refused."""
+
+import numpy as np
+import pytest
+from conftest import make_images
+from datasets import ClassLabel, Dataset, Features, Image, Sequence, Value
+
+from hf_wakesleep.labels import class_names, find_column, label_array, labelled_images, stratified_split
+
+
+def dataset_with(labels, feature) -> Dataset:
+    base = make_images([0] * len(labels), ["x"]).remove_columns("label")
+    return base.add_column("label", labels, feature=feature)
+
+
+def as_classes(dataset):
+    names = class_names([dataset], "label")
+    return labelled_images(dataset, {"image": "image", "label": "label"}, {"label": names})
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature", "names", "indices"),
+    [
+        ([2, 0, 2], ClassLabel(names=["a", "b", "c"]), ["a", "b", "c"], [2, 0, 2]),
+        ([10, 9, 10], Value("int64"), ["9", "10"], [1, 0, 1]),
+        ([-1, 5, 5], Value("int16"), ["-1", "5"], [0, 1, 1]),
+        (["dog", "ape", "dog"], Value("string"), ["ape", "dog"], [1, 0, 1]),
+        (["Ägypten", "日本", "日本"], Value("large_string"), ["Ägypten", "日本"], [0, 1, 1]),
+    ],
+)
+def test_classes_integers_and_strings_become_class_labels(labels, feature, names, indices):
+    result = as_classes(dataset_with(labels, feature))
+    assert result.features["label"].names == names
+    assert label_array(result, "label").tolist() == indices
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature"),
+    [
+        ([0.5, 1.0], Value("float32")),
+        ([True, False], Value("bool")),
+        ([[1], [2]], Sequence(Value("int64"))),
+    ],
+)
+def test_other_types_are_refused(labels, feature):
+    with pytest.raises(ValueError, match="Expected labels of type ClassLabel, integer or string"):
+        as_classes(dataset_with(labels, feature))
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature"),
+    [
+        ([0, None], ClassLabel(names=["a", "b"])),
+        ([0, -1], ClassLabel(names=["a", "b"])),
+        (["a", None], Value("string")),
+        ([1, None], Value("int64")),
+    ],
+)
+def test_rows_without_a_label_are_refused_with_their_number(labels, feature):
+    with pytest.raises(ValueError, match="1 of 2"):
+        as_classes(dataset_with(labels, feature))
+
+
+def test_rows_without_an_image_are_refused_with_their_number():
+    features = Features({"image": Image(), "label": ClassLabel(names=["a"])})
+    dataset = Dataset.from_dict(
+        {"image": [np.zeros((4, 4), dtype=np.uint8), None], "label": [0, 0]}, features=features
+    )
+    with pytest.raises(ValueError, match="1 of 2 have none"):
+        as_classes(dataset)
+
+
+def test_class_names_of_two_splits_are_merged():
+    first = make_images([0, 1], ["a", "b"])
+    second = make_images([0, 1], ["b", "c"])
+    assert class_names([first, second], "label") == ["a", "b", "c"]
+
+
+def test_columns_are_found_by_type_and_name():
+    dataset = make_images([0, 1], ["a", "b"]).rename_columns({"image": "img", "label": "fine_label"})
+    dataset = dataset.add_column("coarse_label", [0, 0], feature=ClassLabel(names=["z"]))
+    assert find_column(dataset, "image", None) == "img"
+    assert find_column(dataset, "label", None) == "fine_label"
+    assert find_column(dataset, "label", "coarse_label") == "coarse_label"
+
+
+@pytest.mark.parametrize(
+    ("role", "column", "message"),
+    [
+        ("label", "species", "Expected a column 'species', found .*'label': 'ClassLabel'"),
+        ("image", "label", "to be of type Image, found ClassLabel"),
+    ],
+)
+def test_missing_and_mistyped_columns_are_refused_with_what_was_found(role, column, message):
+    with pytest.raises(ValueError, match=message):
+        find_column(make_images([0], ["a"]), role, column)
+
+
+@pytest.mark.parametrize("role", ["image", "label"])
+def test_a_dataset_without_the_column_is_refused(role):
+    with pytest.raises(ValueError, match=f"Expected one column of {role}s, found"):
+        find_column(make_images([0], ["a"]).remove_columns(role), role, None)
+
+
+def test_a_split_is_stratified_disjoint_and_repeats_with_its_seed():
+    dataset = make_images([0] * 10 + [1] * 20 + [2], ["a", "b", "c"])
+    dataset = dataset.add_column("row", list(range(31)))
+    train, evaluation = stratified_split(dataset, ["label"], 0.2, seed=3)
+    assert sorted([*train["row"], *evaluation["row"]]) == list(range(31))
+    assert np.bincount(label_array(train, "label")).tolist() == [8, 16, 1]
+    assert np.bincount(label_array(evaluation, "label")).tolist() == [2, 4]
+    assert stratified_split(dataset, ["label"], 0.2, seed=3)[0]["row"][:] == train["row"][:]
+    assert stratified_split(dataset, ["label"], 0.2, seed=4)[0]["row"][:] != train["row"][:]

@@ -1,0 +1,179 @@
+"""SemiParametricMemory: the budget to the byte, balance, sampling, exact save and load."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import load_dataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_wakesleep import CodecError, MemoryBytes, RawCodec, SemiParametricMemory, WebPCodec
+
+
+def images_of(count, seed=0, side=8):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+def filled(budget=None, per_class=(5, 5, 5), codec=None):
+    memory = SemiParametricMemory(codec or RawCodec(), budget)
+    memory.add_classes([f"class {index}" for index in range(len(per_class))], statistics_bytes=100)
+    labels = np.repeat(np.arange(len(per_class)), per_class)
+    memory.write(memory.codec.encode(images_of(len(labels))), labels, task=0)
+    return memory
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=3), min_size=1, max_size=4),
+    st.integers(0, 20_000),
+    st.integers(0, 1000),
+)
+def test_the_budget_holds_at_all_times_and_classes_stay_balanced(tasks, extra, seed):
+    """Codes of random sizes arrive task by task; nothing ever exceeds the budget, and no class starves."""
+    generator = np.random.default_rng(seed)
+    floor = SemiParametricMemory(RawCodec(), None, [f"c{i}" for i in range(sum(map(len, tasks)))]).num_bytes.total
+    memory = SemiParametricMemory(RawCodec(), floor + 12 * 120 + extra)
+    for number, sizes in enumerate(tasks):
+        first = len(memory.classes)
+        memory.add_classes([f"c{first + index}" for index in range(len(sizes))], statistics_bytes=0)
+        labels = np.repeat(np.arange(first, first + len(sizes)), sizes)
+        codes = [generator.bytes(int(generator.integers(1, 100))) for _ in labels]
+        memory.write(codes, labels, number)
+        assert memory.num_bytes.total <= memory.budget
+        counts = np.bincount(memory.labels, minlength=len(memory.classes))
+        assert counts.min() >= 1
+        offered = np.asarray([size for task in tasks[: number + 1] for size in task])
+        full = counts < np.minimum(offered, counts.max() - 1)
+        assert not full.any()
+
+
+def test_every_byte_on_disk_is_counted(tmp_path):
+    for per_class in [(1,), (5, 5), (40,) * 25]:
+        memory = filled(per_class=per_class, codec=WebPCodec())
+        memory.save(tmp_path)
+        on_disk = sum(path.stat().st_size for path in tmp_path.iterdir())
+        counted = memory.num_bytes.total - memory.num_bytes.statistics
+        assert on_disk <= counted <= 1.15 * on_disk + 2048
+
+
+def test_num_bytes_adds_up():
+    parts = MemoryBytes(codes=1, index=2, codec=3, statistics=4)
+    assert parts.total == 10
+    assert parts.to_dict() == {"codes": 1, "index": 2, "codec": 3, "statistics": 4, "total": 10}
+    memory = filled()
+    assert memory.num_bytes.codes == 15 * (5 + 192)
+    assert memory.num_bytes.statistics == 100
+
+
+def test_a_budget_too_small_for_one_code_per_class_changes_nothing():
+    memory = filled(budget=20_000)
+    before = memory.num_bytes, memory.labels.copy(), list(memory.classes)
+    memory.add_classes(["new"], statistics_bytes=100)
+    with pytest.raises(ValueError, match="`memory_budget` must hold at least one code per class"):
+        memory.write([bytes(50_000)], [3], task=1)
+    assert memory.num_bytes.codes == before[0].codes
+    assert np.array_equal(memory.labels, before[1])
+    with pytest.raises(ValueError, match="memory_budget"):
+        memory.add_classes(["newer"], statistics_bytes=30_000)
+    assert memory.classes == [*before[2], "new"]
+
+
+def test_what_is_kept_does_not_depend_on_the_order_of_writing():
+    codes, labels = RawCodec().encode(images_of(30)), np.arange(30) % 3
+    kept = []
+    for order in (np.arange(30), np.arange(30)[::-1]):
+        memory = SemiParametricMemory(RawCodec(), 8_000, ["a", "b", "c"])
+        memory.write([codes[index] for index in order], labels[order], task=0)
+        kept.append(memory.read(np.arange(len(memory)))[0])
+    assert 3 <= len(kept[0]) < 30
+    assert torch.equal(*kept)
+
+
+def test_read_gives_the_images_and_labels_that_were_written():
+    images = images_of(4)
+    memory = SemiParametricMemory(RawCodec(), None, ["a", "b"])
+    memory.write(memory.codec.encode(images), [1, 0, 1, 0], task=3)
+    decoded, labels = memory.read(np.arange(4))
+    assert labels.tolist() == [0, 0, 1, 1]
+    assert {image.numpy().tobytes() for image in decoded[:2]} == {images[i].numpy().tobytes() for i in (1, 3)}
+    assert memory.tasks.tolist() == [3, 3, 3, 3]
+
+
+def test_sampling_is_balanced_over_classes_and_repeats_with_its_seed():
+    memory = filled(per_class=(1, 10, 100))
+    drawn = memory.sample(9_000, np.random.default_rng(0))
+    counts = np.bincount(memory.labels[drawn])
+    assert np.allclose(counts, 3_000, rtol=0.1)
+    assert set(drawn) == set(range(111))
+    assert np.array_equal(drawn, memory.sample(9_000, np.random.default_rng(0)))
+    among = np.flatnonzero(memory.labels == 1)
+    assert set(memory.labels[memory.sample(50, np.random.default_rng(0), among)]) == {1}
+
+
+@pytest.mark.parametrize("codec", [RawCodec(), WebPCodec(quality=30)])
+def test_save_and_load_gives_back_everything(tmp_path, codec):
+    memory = filled(budget=50_000, codec=codec)
+    memory.save(tmp_path)
+    loaded = SemiParametricMemory.load(tmp_path)
+    assert loaded.classes == memory.classes
+    assert loaded.budget == memory.budget
+    assert loaded.num_bytes == memory.num_bytes
+    assert loaded.codec.settings() == codec.settings()
+    for first, second in zip(memory.read(np.arange(15)), loaded.read(np.arange(15)), strict=True):
+        assert torch.equal(first, second)
+    loaded.save(tmp_path / "again")
+    assert (tmp_path / "again" / "codes.parquet").read_bytes() == (tmp_path / "codes.parquet").read_bytes()
+
+
+def test_a_loaded_memory_goes_on_as_if_it_had_never_been_saved(tmp_path):
+    memories = [filled(budget=6_000), filled(budget=6_000)]
+    memories[1].save(tmp_path)
+    memories[1] = SemiParametricMemory.load(tmp_path)
+    for memory in memories:
+        memory.add_classes(["new"], statistics_bytes=200)
+        memory.write(memory.codec.encode(images_of(9, seed=1)), [3] * 9, task=1)
+    assert torch.equal(
+        memories[0].read(np.arange(len(memories[0])))[0], memories[1].read(np.arange(len(memories[1])))[0]
+    )
+
+
+def test_datasets_opens_the_file_with_label_names(tmp_path):
+    filled().save(tmp_path)
+    table = load_dataset("parquet", data_files=str(tmp_path / "codes.parquet"), split="train", cache_dir=str(tmp_path))
+    assert table.column_names == ["code", "label", "task"]
+    assert table.features["label"].names == ["class 0", "class 1", "class 2"]
+    assert len(table) == 15
+
+
+def test_a_label_without_a_class_is_refused():
+    with pytest.raises(ValueError, match="Add the classes first"):
+        SemiParametricMemory(RawCodec(), None, ["a"]).write([b"x"], [1], task=0)
+
+
+def test_a_corrupt_code_is_a_codec_error():
+    memory = SemiParametricMemory(WebPCodec(), None, ["a"])
+    memory.write([b"no image"], [0], task=0)
+    with pytest.raises(CodecError):
+        memory.read([0])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "codes.parquet").unlink(),
+        lambda folder: (folder / "codes.parquet").write_bytes((folder / "codes.parquet").read_bytes()[:200]),
+        lambda folder: (folder / "memory.json").write_text("{"),
+        lambda folder: (folder / "memory.json").write_text("[]"),
+        lambda folder: (folder / "memory.json").write_text(json.dumps({"codec": "raw"})),
+        lambda folder: (folder / "memory.json").write_text(
+            json.dumps({"codec": "../x", "settings": {}, "budget": 1, "statistics_bytes": 0})
+        ),
+    ],
+)
+def test_files_that_hold_no_memory_are_one_clear_error(tmp_path, damage):
+    filled().save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ValueError, match="Expected a memory in"):
+        SemiParametricMemory.load(tmp_path)
