@@ -79,6 +79,10 @@ class TrainingArguments(ContinualTrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate in wake."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up of wake: steps, or a share below 1."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, awake and asleep."})
+    backbone_learning_rate_ratio: float = field(
+        default=1.0,
+        metadata={"help": "Learning rate of the backbone over that of the head; 0.05 for a pretrained one."},
+    )
     sleep_steps: int = field(default=400, metadata={"help": "Optimizer steps of the sleep after each task."})
     sleep_batch_size: int = field(default=32, metadata={"help": "Memories in a batch of sleep."})
     sleep_learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of sleep."})

@@ -78,15 +78,17 @@ def labelled_images(dataset: Dataset, columns: dict[str, str], names: dict[str, 
     """
     for old in columns.values():
         find_column(dataset, "image" if old == columns["image"] else "label", old)
-    result = dataset.select_columns([columns["image"]])
     missing = _column(dataset, columns["image"]).null_count
     if missing:
         raise ValueError(f"Every row needs an image, but {missing} of {len(dataset)} have none. Drop those rows.")
-    if columns["image"] != "image":
-        result = result.rename_column(columns["image"], "image")
+    result = dataset.select_columns(list(columns.values())).rename_columns(
+        {old: new for new, old in columns.items() if new != old}
+    )
     for new, class_list in names.items():
         indices = _indices(dataset, columns[new], class_list)
-        result = result.add_column(new, indices, feature=ClassLabel(names=class_list))
+        feature = ClassLabel(names=class_list)
+        if result.features[new] != feature:
+            result = result.remove_columns(new).add_column(new, indices, feature=feature)
     return result
 
 

@@ -124,8 +124,8 @@ def consolidate(
         )
     start = time.perf_counter()
     accelerator = accelerator or Accelerator(cpu=model.device.type == "cpu")
-    losses = _replay(model, memory, reader, args, teacher, task, accelerator)
-    bare = accelerator.unwrap_model(model)
+    bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    losses = _replay(bare, memory, reader, args, teacher, task, accelerator)
     accuracy = update_recall(bare, memory, reader, args)
     last = np.asarray(losses[-max(1, len(losses) // 10) :])  # (N, 3)
     loss, cross_entropy, distillation = last.mean(axis=0).tolist()
@@ -203,10 +203,11 @@ def _fit_recall_weight(
     return (model.head.mix(classifier, recalled).argmax(dim=-1) == labels).float().mean().item()
 
 
-def _replay(model, memory, reader, args, teacher, task, accelerator) -> list[tuple[float, float, float]]:
+def _replay(bare, memory, reader, args, teacher, task, accelerator) -> list[tuple[float, float, float]]:
     """Train on replayed memories; return total loss, cross-entropy and distillation of every step."""
-    bare = accelerator.unwrap_model(model)
     set_plasticity(bare, args.sleep_plasticity)
+    bare.__dict__.pop("_is_accelerate_prepared", None)  # wrap anew: a wrapper of wake knows only what wake trained
+    model = accelerator.prepare_model(bare)
     groups = parameter_groups(bare, args.sleep_learning_rate, args.weight_decay, args.backbone_learning_rate_ratio)
     optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, fused=True))
     scheduler = get_scheduler("cosine", optimizer, args.sleep_steps // 10, args.sleep_steps)
@@ -229,6 +230,7 @@ def _replay(model, memory, reader, args, teacher, task, accelerator) -> list[tup
         optimizer.zero_grad()
         losses.append((loss.item(), cross_entropy.item(), distillation.item()))
         steps.set_postfix(loss=f"{losses[-1][0]:.3f}", refresh=False)
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     return losses
 
 

@@ -294,6 +294,13 @@ class ContinualTrainer(Trainer):
         if self.args.should_save:  # a pickle, which can hold a token
             Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """Load weights as `from_pretrained` does: in files, transformers may keep other names than in the module."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        stored = type(self.model).from_pretrained(resume_from_checkpoint)
+        self.model.load_state_dict(stored.state_dict())
+
     def _checkpoint_folder(self, number: int) -> Path:
         return Path(self.args.output_dir) / CHECKPOINTS_FOLDER / stage_name(number)
 

@@ -31,6 +31,7 @@ class ContinualTrainingArguments(TrainingArguments):
     Every field is described by its `help`, also on the command line of `examples/train_cil.py`.
     """
 
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of the head in wake."})
     memory_budget: str | None = field(
         default=None,
         metadata={
@@ -79,7 +80,11 @@ class ContinualTrainingArguments(TrainingArguments):
         default=2.0, metadata={"help": "Temperature of both softmaxes in distillation."}
     )
     backbone_learning_rate_ratio: float = field(
-        default=1.0, metadata={"help": "Learning rate of the backbone over that of the head, awake and asleep."}
+        default=0.05,
+        metadata={
+            "help": "Learning rate of the backbone over that of the head, awake and asleep: small for a pretrained "
+            "backbone, 1 for one from scratch."
+        },
     )
     recall_weight: float | None = field(
         default=None,

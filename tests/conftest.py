@@ -22,11 +22,11 @@ settings.load_profile("fixed")
 
 FAST = {
     "num_train_epochs": 1,
-    "learning_rate": 2e-3,
+    "learning_rate": 3e-3,
     "per_device_train_batch_size": 32,
     "sleep_steps": 5,
     "sleep_batch_size": 16,
-    "sleep_learning_rate": 2e-3,
+    "sleep_learning_rate": 3e-3,
     "backbone_learning_rate_ratio": 1.0,
     "save_strategy": "no",
     "report_to": "none",
@@ -52,10 +52,10 @@ def digits_of(classes, per_class) -> Dataset:
 
 @pytest.fixture(scope="session")
 def digits() -> DatasetDict:
-    """Four classes of digits: 40 training and 20 evaluation images each."""
-    data = digits_of(range(4), 60)
-    rows = np.arange(len(data)) % 60
-    return DatasetDict(train=data.select(np.flatnonzero(rows < 40)), test=data.select(np.flatnonzero(rows >= 40)))
+    """Four classes of digits: 100 training and 40 evaluation images each."""
+    data = digits_of(range(4), 140)
+    rows = np.arange(len(data)) % 140
+    return DatasetDict(train=data.select(np.flatnonzero(rows < 100)), test=data.select(np.flatnonzero(rows >= 100)))
 
 
 @pytest.fixture

@@ -57,14 +57,10 @@ def test_a_codec_takes_lists_and_batches_and_gives_the_same_for_any_batch_size(n
 
 
 @pytest.mark.parametrize("name", sorted(CODECS))
-@given(st.binary(max_size=64))
+@given(st.binary(max_size=64).filter(lambda code: code[:1] not in (b"\x01", b"\x03")))
 def test_bytes_that_are_no_code_are_one_kind_of_error(name, code):
-    try:
-        (image,) = make_codec(name).decode([code])
-    except CodecError as error:
-        assert "Expected" in str(error)
-    else:
-        assert image.dtype == torch.uint8
+    with pytest.raises(CodecError, match="Expected"):
+        make_codec(name).decode([code])
 
 
 @pytest.mark.parametrize("name", sorted(CODECS))

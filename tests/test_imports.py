@@ -1,4 +1,4 @@
-"""The layout: imports go down one list, `__all__` is complete, files that travel import torch and transformers only."""
+"""The layout: imports go down one list, `__all__` is complete, what travels imports torch and transformers only."""
 
 import ast
 import os

@@ -1,0 +1,106 @@
+"""History and its picture: exact save and load, the keys of `history.json`, the table."""
+
+import json
+import math
+
+import pytest
+from PIL import Image
+
+from hf_wakesleep import History
+from hf_wakesleep.history import TaskRecord
+from hf_wakesleep.plots import plot_history, save_history_plot
+
+KEYS = {
+    "accuracy_matrix",
+    "average_accuracy",
+    "pooled_accuracy",
+    "average_incremental_accuracy",
+    "forgetting",
+    "backward_transfer",
+    "forward_transfer",
+    "learning_accuracy",
+    "memory_bytes",
+    "num_codes",
+    "wake_seconds",
+    "sleep_seconds",
+    "classes",
+    "seed",
+}
+
+
+def make_history(rows=((0.9,), (0.7, 0.8), (0.5, 0.6, 0.9))) -> History:
+    records = [
+        TaskRecord(
+            name=f"task-{number:02d}",
+            classes=[f"class {number}"],
+            new_classes=[f"class {number}"],
+            num_train_images=100,
+            num_eval_images=10 * number,
+            accuracy=list(row),
+            before_accuracy=math.nan if number == 1 else 0.6,
+            untrained_accuracy=math.nan if number == 1 else 0.5,
+            memory_bytes={"codes": 10, "index": 5, "codec": 0, "statistics": 5, "total": 20},
+            num_codes=number,
+            wake_seconds=1.5,
+            wake_images=100,
+        )
+        for number, row in enumerate(rows, start=1)
+    ]
+    return History({"seed": 7}, {"task-02": 0.5}, records)
+
+
+def test_save_and_load_gives_back_everything(tmp_path):
+    history = make_history(rows=((0.9,), (math.nan, 0.8)))
+    history.save(tmp_path)
+    loaded = History.load(tmp_path)
+    assert loaded.to_dict() == history.to_dict()
+    assert math.isnan(loaded.records[1].accuracy[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["history.json"]
+
+
+def test_the_file_is_strict_json_with_a_value_of_every_metric_after_every_task(tmp_path):
+    make_history().save(tmp_path)
+    content = json.loads((tmp_path / "history.json").read_text(), parse_constant=pytest.fail)
+    assert content.keys() >= KEYS
+    assert content["accuracy_matrix"] == [[0.9], [0.7, 0.8], [0.5, 0.6, 0.9]]
+    assert content["classes"] == ["class 1", "class 2", "class 3"]
+    assert content["seed"] == 7
+    assert content["forgetting"] == pytest.approx([0, 0.2, 0.3])
+    assert content["pooled_accuracy"] == pytest.approx([0.9, 23 / 30, 44 / 60])
+    assert all(len(content[key]) == 3 for key in KEYS - {"classes", "seed"})
+    assert {"codes", "codec", "statistics", "total"} <= content["memory_bytes"][0].keys()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"records": [{"x": 1}], "protocol": {}, "untrained": {}}'])
+def test_a_file_that_holds_no_history_is_one_clear_error(tmp_path, content):
+    (tmp_path / "history.json").write_text(content)
+    with pytest.raises(ValueError, match="Expected a history in"):
+        History.load(tmp_path)
+
+
+def test_a_missing_file_is_one_clear_error(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        History.load(tmp_path)
+
+
+def test_one_history_is_the_start_of_another():
+    long, short = make_history(), make_history(rows=((0.9,), (0.7, 0.8)))
+    assert short.is_start_of(long)
+    assert long.is_start_of(make_history())
+    assert not long.is_start_of(short)
+    assert not make_history(rows=((0.8,),)).is_start_of(long)
+
+
+def test_the_table_shows_the_matrix_and_every_metric():
+    table = make_history().table()
+    assert "50.0    60.0    90.0" in table
+    for name in ("pooled accuracy", "forgetting", "memory total (bytes)", "wake seconds"):
+        assert name in table
+
+
+def test_the_picture_shows_matrix_curves_and_memory(tmp_path):
+    figure = plot_history(make_history())
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["accuracy (%)", "over tasks", "memory"]
+    save_history_plot(make_history(rows=((math.nan,),)), tmp_path)
+    with Image.open(tmp_path / "history.png") as image:
+        assert image.width > 500

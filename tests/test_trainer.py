@@ -1,0 +1,336 @@
+"""ContinualTrainer: the whole road on real digits, going on after a stop, and what it refuses."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import digits_of, equal_states, make_images
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from PIL import Image as Pillow
+from transformers import TrainerCallback, pipeline
+
+from hf_wakesleep import (
+    ClassIncrementalStream,
+    ContinualTrainer,
+    DomainIncrementalStream,
+    History,
+    SemiParametricMemory,
+    SleepCallback,
+    TaskStream,
+    WakeSleepForImageClassification,
+)
+from hf_wakesleep.stage import find_stages
+
+SECONDS = ("wake_seconds", "sleep_seconds")
+
+
+class StopError(RuntimeError):
+    """Stands for a kill."""
+
+
+class StopAt(TrainerCallback):
+    """Raises at a step of a task, after the checkpoint of that step."""
+
+    def __init__(self, trainer, task, step):
+        self.trainer, self.task, self.step = trainer, task, step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.trainer.task_number == self.task and state.global_step == self.step:
+            raise StopError
+
+
+@pytest.fixture
+def make_stream(digits):
+    return lambda **changes: ClassIncrementalStream(digits, **{"num_tasks": 2, "seed": 3, **changes})
+
+
+@pytest.fixture
+def make_trainer(make_model, make_args, make_stream):
+    def build(model=None, stream=None, callbacks=(), **args):
+        model = model or make_model()
+        return ContinualTrainer(
+            model=model, args=make_args(**args), stream=stream or make_stream(), callbacks=list(callbacks)
+        )
+
+    return build
+
+
+def outcome(history: History) -> dict:
+    """Return everything but the seconds."""
+    content = history.to_dict()
+    for record in content["records"]:
+        for name in SECONDS:
+            record.pop(name)
+        record["sleep"].pop("seconds", None)
+    return {key: value for key, value in content.items() if key not in SECONDS}
+
+
+def assert_same_end(first: ContinualTrainer, second: ContinualTrainer):
+    assert equal_states(first.model, second.model)
+    assert outcome(first.history) == outcome(second.history)
+    assert first.memory.num_bytes == second.memory.num_bytes
+    both = (trainer.memory.read(range(len(trainer.memory))) for trainer in (first, second))
+    for one, two in zip(*both, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_two_tasks_from_end_to_end(make_trainer, make_args, tmp_path):
+    """Wake, sleep and stages on real digits: it learns, forgets little, and every stage stands on its own."""
+    trainer = make_trainer(num_train_epochs=2, sleep_steps=200, sleep_batch_size=32, memory_budget="60KB", codec="raw")
+    output = trainer.train()
+    history = trainer.history
+    assert history.summary()["pooled_accuracy"] > 0.85
+    assert history.summary()["forgetting"] < 0.15
+    assert output.metrics == history.summary()
+    assert output.global_step == 2 * 2 * 7
+    assert [len(row) for row in history.accuracy_matrix] == [1, 2]
+
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {
+        "history.json",
+        "history.png",
+        "task-01",
+        "task-02",
+    }
+    assert not list(out.rglob("*.bin")) + list(out.rglob("*.pt")) + list(out.rglob("*.pkl"))
+    content = json.loads((out / "history.json").read_text())
+    assert content["accuracy_matrix"] == history.accuracy_matrix
+    assert content["classes"] == list(trainer.stream.classes)
+    assert content["seed"] == trainer.args.seed
+    assert all(0 < bytes_["total"] <= 60_000 for bytes_ in content["memory_bytes"])
+    assert content["wake_images"] == [2 * 200, 2 * 200]
+    assert content["sleep_images"] == [200 * 32, 200 * 32]
+
+    stages = find_stages(out)
+    assert [stage.name for stage in stages] == ["task-01", "task-02"]
+    last = WakeSleepForImageClassification.from_pretrained(stages[-1])
+    assert equal_states(last, trainer.model)
+    assert last.config.classes == list(trainer.stream.classes)
+    assert WakeSleepForImageClassification.from_pretrained(stages[0]).config.classes == list(trainer.stream[0].classes)
+    memory = SemiParametricMemory.from_pretrained(str(stages[-1]))
+    assert len(memory) == content["num_codes"][-1] == len(trainer.memory)
+    assert memory.num_bytes.to_dict() == content["memory_bytes"][-1]
+    images = trainer.stream[0].eval_dataset
+    answers = pipeline("image-classification", model=str(stages[-1]))(images["image"][:], top_k=1)
+    names = images.features["label"].names
+    hits = [one[0]["label"] == names[label] for one, label in zip(answers, images["label"], strict=True)]
+    assert np.mean(hits) == pytest.approx(history.accuracy_matrix[-1][0])
+
+
+def test_the_same_command_gives_the_same_numbers(make_trainer):
+    trainers = [make_trainer(output_dir=str(run), augmentation="crop") for run in range(2)]
+    for trainer in trainers:
+        trainer.train()
+    assert_same_end(*trainers)
+
+
+@pytest.mark.parametrize("whole_stream", [True, False])
+def test_a_stage_goes_on_exactly_as_the_uninterrupted_run(make_trainer, make_stream, tmp_path, whole_stream):
+    whole = make_trainer(output_dir="whole", stream=make_stream(num_tasks=4), memory_budget="35KB")
+    whole.train()
+    shutil.copytree(tmp_path / "whole" / "task-02", tmp_path / "elsewhere" / "stage")
+    model = WakeSleepForImageClassification.from_pretrained(tmp_path / "elsewhere" / "stage")
+    tasks = make_stream(num_tasks=4)
+    stream = tasks if whole_stream else TaskStream(tasks[2:], tasks.protocol)
+    resumed = make_trainer(output_dir="elsewhere", model=model, stream=stream, memory_budget="35KB")
+    resumed.train()
+    assert equal_states(whole.model, resumed.model)
+    assert np.array_equal(whole.memory.labels, resumed.memory.labels)
+    for one, two in zip(whole.history.accuracy_matrix, resumed.history.accuracy_matrix, strict=True):
+        known = [value for value in two if not math.isnan(value)]
+        assert known == one[len(one) - len(known) :]
+    if whole_stream:
+        assert_same_end(whole, resumed)
+    else:
+        assert math.isnan(resumed.history.accuracy_matrix[-1][0])
+        assert math.isnan(resumed.history.accuracy_matrix[-1][1])
+    assert [path.name for path in find_stages(tmp_path / "elsewhere")] == []
+    assert (tmp_path / "elsewhere" / "task-04").is_dir()
+
+
+@pytest.mark.parametrize(("task", "step"), [(0, 0), (0, 4), (1, 0), (1, 3)])
+def test_a_run_that_was_stopped_ends_with_the_same_numbers(make_trainer, tmp_path, task, step):
+    settings = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2, "augmentation": "crop"}
+    whole = make_trainer(output_dir="whole", **settings)
+    whole.train()
+    stopped = make_trainer(output_dir="stopped", **settings)
+    stopped.add_callback(StopAt(stopped, task, step))
+    with pytest.raises(StopError):
+        stopped.train()
+    resumed = make_trainer(output_dir="stopped", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_end(whole, resumed)
+    assert not list(tmp_path.glob("*/checkpoints/task-*"))
+
+
+def test_a_path_to_a_stage_or_a_checkpoint_goes_on_from_there(make_trainer, tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 2}
+    whole = make_trainer(output_dir="whole", **settings)
+    whole.train()
+    stopped = make_trainer(output_dir="stopped", **settings)
+    stopped.add_callback(StopAt(stopped, 1, 3))
+    with pytest.raises(StopError):
+        stopped.train()
+    shutil.copytree(tmp_path / "stopped", tmp_path / "copy")
+    for folder, point in (("stopped", "checkpoints/task-02/checkpoint-2"), ("copy", "task-01")):
+        resumed = make_trainer(output_dir=folder, **settings)
+        resumed.train(resume_from_checkpoint=str(tmp_path / folder / point))
+        assert_same_end(whole, resumed)
+    with pytest.raises(ValueError, match="is neither"):
+        make_trainer(output_dir="new").train(resume_from_checkpoint=str(tmp_path))
+
+
+def test_resuming_a_finished_or_an_empty_run_is_fine(make_trainer):
+    first = make_trainer()
+    first.train(resume_from_checkpoint=True)
+    again = make_trainer()
+    again.train(resume_from_checkpoint=True)
+    assert_same_end(first, again)
+
+
+def test_another_run_in_the_output_folder_is_refused(make_trainer, make_stream, tmp_path):
+    make_trainer().train()
+    before = (tmp_path / "out" / "history.json").read_text()
+    with pytest.raises(ValueError, match="holds another run"):
+        make_trainer().train()
+    with pytest.raises(ValueError, match=r"seed is 42 there, 7 here"):
+        make_trainer(seed=7).train(resume_from_checkpoint=True)
+    other = make_stream(num_tasks=4)
+    with pytest.raises(ValueError, match=r"Differences: stream.tasks has 2 entries there, 4 here"):
+        make_trainer(stream=other).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match=r"codec is 'webp' there, 'raw' here"):
+        make_trainer(codec="raw").train(resume_from_checkpoint=True)
+    assert (tmp_path / "out" / "history.json").read_text() == before
+
+
+def test_a_budget_too_small_is_refused_before_anything_is_trained(make_trainer, tmp_path):
+    trainer = make_trainer(memory_budget="6KB", codec="raw")
+    with pytest.raises(ValueError, match="`memory_budget` must hold at least one code per class"):
+        trainer.train()
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_an_unreadable_image_is_refused_before_anything_is_trained(make_trainer, make_stream, tmp_path):
+    stream = make_stream()
+    broken = stream[1].train_dataset.cast_column("image", Image(decode=False))
+    cells = broken["image"][:]
+    cells[5] = {"bytes": b"broken", "path": None}
+    features = Features({"image": Image(), "label": stream[1].train_dataset.features["label"]})
+    data = Dataset.from_dict({"image": cells, "label": broken["label"][:]}, features=features)
+    task = type(stream[1])(stream[1].name, stream[1].classes, stream[1].new_classes, data, stream[1].eval_dataset)
+    trainer = make_trainer(stream=TaskStream([stream[0], task], stream.protocol))
+    with pytest.raises(ValueError, match="image 5 of the training images of task-02 cannot be read"):
+        trainer.train()
+    assert not find_stages(tmp_path / "out")
+
+
+def test_fine_tuning_keeps_no_memory_and_forgets(make_trainer, tmp_path):
+    trainer = make_trainer(memory_budget="0", sleep_steps=0, recall_weight=0.0, num_train_epochs=15)
+    trainer.train()
+    assert trainer.memory is None
+    assert trainer.history.accuracy_matrix[0][0] > 0.9
+    assert trainer.history.accuracy_matrix[1][0] < 0.2
+    assert not (tmp_path / "out" / "task-02" / "memory").exists()
+    assert trainer.history.records[-1].sleep == {}
+
+
+def test_replay_awake_mixes_memories_of_earlier_tasks_into_every_batch(make_trainer):
+    trainer = make_trainer(codec="raw", wake_replay=True, sleep_steps=0, recall_weight=0.0, num_train_epochs=15)
+    trainer.train()
+    assert trainer.history.summary()["pooled_accuracy"] > 0.8
+
+
+def test_joint_training_is_one_task(make_trainer, make_stream):
+    trainer = make_trainer(stream=make_stream().joint(), memory_budget="0", sleep_steps=0, num_train_epochs=15)
+    trainer.train()
+    assert len(trainer.history) == 1
+    assert trainer.history.summary()["pooled_accuracy"] > 0.85
+
+
+def test_recall_alone_does_not_depend_on_the_order_of_the_tasks(make_trainer, make_stream, make_model):
+    scores = []
+    for seed in (1, 2):
+        trainer = make_trainer(
+            output_dir=str(seed),
+            stream=make_stream(num_tasks=4, seed=seed),
+            memory_budget="0",
+            sleep_steps=0,
+            num_train_epochs=0,
+            recall_weight=1.0,
+        )
+        trainer.train()
+        assert equal_states(trainer.model.backbone, make_model().backbone)
+        scores.append(trainer.history.summary()["pooled_accuracy"])
+    assert scores[0] == scores[1] > 0.7
+
+
+def test_without_the_sleep_callback_the_network_stays_awake(make_trainer):
+    trainer = make_trainer()
+    trainer.remove_callback(SleepCallback)
+    trainer.train()
+    assert all(record.sleep == {} for record in trainer.history.records)
+
+
+def test_a_head_that_alone_learns_leaves_the_backbone_and_recall_as_they_were(make_trainer, make_model):
+    trainer = make_trainer(wake_plasticity="head", sleep_plasticity="head")
+    trainer.train()
+    assert equal_states(trainer.model.backbone, make_model().backbone)
+    assert trainer.model.head.recall.counts.tolist() == [100] * 4
+
+
+def test_domains_are_learned_one_after_another(make_trainer, digits):
+    pieces = {}
+    for split, part in digits.items():
+        domain = np.arange(len(part)) % 2
+        pieces[split] = part.add_column("domain", domain.tolist(), feature=ClassLabel(names=["even", "odd"]))
+    trainer = make_trainer(stream=DomainIncrementalStream(DatasetDict(pieces)), num_train_epochs=5, sleep_steps=40)
+    trainer.train()
+    assert [record.new_classes for record in trainer.history.records] == [["0", "1", "2", "3"], []]
+    assert trainer.model.config.num_labels == 4
+    assert [len(row) for row in trainer.history.accuracy_matrix] == [1, 2]
+
+
+def test_known_classes_in_a_new_stream_are_refused(make_trainer, make_stream, tmp_path):
+    make_trainer().train()
+    model = WakeSleepForImageClassification.from_pretrained(tmp_path / "out" / "task-02")
+    stream = ClassIncrementalStream(digits_of([0, 9], 10), num_tasks=2)
+    with pytest.raises(ValueError, match="its classes are known already"):
+        make_trainer(output_dir="other", model=model, stream=stream)
+
+
+def test_a_model_with_classes_but_without_history_is_refused(make_trainer, make_model):
+    model = make_model()
+    model.grow(["a"])
+    with pytest.raises(ValueError, match=r"there is no history\.json"):
+        make_trainer(model=model)
+
+
+def test_odd_images_and_labels_are_learned(make_trainer):
+    """One-bit, grey, RGBA and palette images of many sizes, string labels, a class with one training image."""
+    modes = ["1", "L", "RGBA", "P", "RGB"]
+    generator = np.random.default_rng(0)
+    rows = []
+    for index in range(40):
+        height, width = generator.integers(1, 40, 2)
+        pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        rows.append(
+            {"image": Pillow.fromarray(pixels).convert(modes[index % 5]), "label": "ape" if index % 2 else "ä 日"}
+        )
+    rows += [{"image": rows[0]["image"], "label": "once"}, {"image": rows[1]["image"], "label": "once"}]
+    dataset = Dataset.from_list(rows, features=Features({"image": Image(), "label": Value("string")}))
+    trainer = make_trainer(stream=ClassIncrementalStream(dataset, num_tasks=3, seed=0))
+    trainer.train()
+    assert sorted(trainer.model.config.classes) == ["ape", "once", "ä 日"]
+
+
+def test_images_of_a_task_are_counted_not_padded(make_trainer):
+    """Batches that do not divide the number of images write each image once."""
+    data = make_images([0] * 7 + [1] * 6, ["a", "b"], seed=5)
+    stream = ClassIncrementalStream(DatasetDict(train=data, test=make_images([0, 1], ["a", "b"], seed=6)), num_tasks=1)
+    trainer = make_trainer(stream=stream, per_device_eval_batch_size=4, codec="raw")
+    trainer.train()
+    assert len(trainer.memory) == 13
+    assert sorted(trainer.memory.labels.tolist()) == [0] * 7 + [1] * 6

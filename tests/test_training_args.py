@@ -1,0 +1,77 @@
+"""ContinualTrainingArguments: sizes, checks, help, the command line."""
+
+import dataclasses
+
+import pytest
+from transformers import HfArgumentParser, TrainingArguments
+
+from hf_wakesleep import ContinualTrainingArguments
+from hf_wakesleep.training_args import parse_bytes
+
+OWN = [
+    field
+    for field in dataclasses.fields(ContinualTrainingArguments)
+    if field.name not in {inherited.name for inherited in dataclasses.fields(TrainingArguments)}
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("20MB", 20_000_000),
+        ("512KB", 512_000),
+        ("1.5 kib", 1536),
+        ("2GiB", 2**31),
+        ("77", 77),
+        (99, 99),
+        ("0", 0),
+        (None, None),
+    ],
+)
+def test_sizes_are_read(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["20 apples", "MB", "-1KB", "", "1e6"])
+def test_what_is_no_size_is_refused(text, tmp_path):
+    with pytest.raises(ValueError, match="Expected a size such as '20MB'"):
+        ContinualTrainingArguments(str(tmp_path), memory_budget=text)
+
+
+@pytest.mark.parametrize("field", OWN, ids=lambda field: field.name)
+def test_every_field_has_help(field):
+    assert len(field.metadata["help"]) > 20
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sleep_steps", -1),
+        ("sleep_batch_size", 0),
+        ("sleep_learning_rate", 0.0),
+        ("distillation_weight", -0.1),
+        ("distillation_temperature", 0.0),
+        ("backbone_learning_rate_ratio", -1.0),
+        ("recall_weight", 1.1),
+        ("crop_scale", 0.0),
+        ("codec", "jpeg"),
+        ("wake_plasticity", "half"),
+        ("sleep_plasticity", "none"),
+        ("augmentation", "blur"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(tmp_path, name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        ContinualTrainingArguments(str(tmp_path), **{name: value})
+
+
+def test_sleep_without_memory_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`memory_budget` is 0"):
+        ContinualTrainingArguments(str(tmp_path), memory_budget="0")
+    assert ContinualTrainingArguments(str(tmp_path), memory_budget="0", sleep_steps=0).memory_bytes == 0
+
+
+def test_all_fields_are_on_the_command_line(tmp_path):
+    command = ["--output_dir", str(tmp_path), "--memory_budget", "20MB", "--codec", "raw", "--recall_weight", "0.5"]
+    (args,) = HfArgumentParser(ContinualTrainingArguments).parse_args_into_dataclasses(command)
+    assert (args.memory_bytes, args.codec, args.recall_weight) == (20_000_000, "raw", 0.5)
