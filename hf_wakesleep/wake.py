@@ -78,7 +78,9 @@ class WakePass:
         recall = self.model.head.recall
         statistics_bytes = recall.num_bytes + recall.bytes_per_class * len(new)
         trial = copy.copy(memory)
+        trial.budget = None
         trial.add_classes(new, statistics_bytes)
+        trial.budget = memory.budget
         trial.write(codes, range(len(memory.classes), len(trial.classes)), task=0)
 
     def probe(self, train_images: TaskImages, eval_images: TaskImages) -> float:

@@ -1,0 +1,101 @@
+"""The examples run as their users run them: as programs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import digits_of
+from PIL import Image
+
+from hf_wakesleep import WakeSleepForImageClassification
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SHORT = ["--num_train_epochs", "1", "--disable_tqdm", "true"]
+SHORT_SLEEP = ["--sleep_steps", "3"]
+
+
+def run(command, cwd, succeeds=True) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == succeeds, done.stderr[-3000:]
+    return done
+
+
+def train(cwd, *args, succeeds=True):
+    return run([sys.executable, str(EXAMPLES / "train_cil.py"), *SHORT, *args], cwd, succeeds)
+
+
+def test_the_main_job_runs_without_arguments_and_learns(tmp_path):
+    """The default command as the README gives it, whole: about a minute."""
+    done = run(["accelerate", "launch", str(EXAMPLES / "train_cil.py")], tmp_path)
+    history = json.loads((tmp_path / "out" / "digits" / "history.json").read_text())
+    assert history["pooled_accuracy"][-1] >= 0.93
+    assert history["forgetting"][-1] <= 0.06
+    assert "pooled accuracy" in done.stdout
+    assert "task-05" in done.stdout
+    assert "100%" in done.stderr  # progress bars
+    assert (tmp_path / "out" / "digits" / "history.png").exists()
+    for number in range(1, 6):
+        stage = tmp_path / "out" / "digits" / f"task-{number:02d}"
+        assert WakeSleepForImageClassification.from_pretrained(stage).config.num_labels == 2 * number
+
+
+@pytest.mark.parametrize("method", ["finetune", "replay", "joint", "recall"])
+def test_baselines_are_one_argument_away(tmp_path, method):
+    train(tmp_path, "--method", method, "--num_tasks", "2", "--output_dir", "out")
+    history = json.loads((tmp_path / "out" / "history.json").read_text())
+    assert len(history["accuracy_matrix"]) == (1 if method == "joint" else 2)
+    assert (history["num_codes"][-1] > 0) == (method == "replay")
+    assert history["sleep_images"][-1] == 0
+
+
+def test_parquet_files_uneven_tasks_and_resuming(tmp_path):
+    data = digits_of(range(5), 12).train_test_split(test_size=0.25, stratify_by_column="label", seed=0)
+    for split, part in data.items():
+        part.to_parquet(tmp_path / f"{split}.parquet")
+    args = ["--train_file", "train.parquet", "--test_file", "test.parquet", "--classes_per_task", "3", "1", "1"]
+    args += ["--codec", "raw", "--memory_budget", "80KB", "--image_size", "16", "--seed", "5", "--output_dir", "run"]
+    args += SHORT_SLEEP
+    train(tmp_path, *args)
+    first = (tmp_path / "run" / "history.json").read_text()
+    assert [len(record["classes"]) for record in json.loads(first)["records"]] == [3, 1, 1]
+    train(tmp_path, *args, "--resume_from_checkpoint", "true")
+    assert (tmp_path / "run" / "history.json").read_text() == first
+    assert "holds another run" in train(tmp_path, *args, succeeds=False).stderr
+
+
+def test_a_folder_of_images(tmp_path):
+    generator = np.random.default_rng(0)
+    for name in ("ape", "bee"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for index in range(6):
+            pixels = generator.integers(0, 256, (9, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{index}.png")
+    train(tmp_path, *SHORT_SLEEP, "--image_folder", "images", "--num_tasks", "2", "--output_dir", "out", "--seed", "0")
+    assert json.loads((tmp_path / "out" / "history.json").read_text())["classes"] in (["ape", "bee"], ["bee", "ape"])
+
+
+def test_wrong_arguments_end_with_one_clear_line(tmp_path):
+    for args, message in [
+        (["--num_tasks", "11"], "`num_tasks` must lie in 1..10"),
+        (["--memory_budget", "5KB", "--codec", "raw"], "`memory_budget` must hold at least one code per class"),
+        (["--label_column", "species"], "Expected a column 'species'"),
+    ]:
+        assert message in train(tmp_path, *args, "--output_dir", "out", succeeds=False).stderr.splitlines()[-1]
+        assert not (tmp_path / "out" / "history.json").exists()
+
+
+def test_methods_are_compared_over_seeds(tmp_path):
+    command = [sys.executable, str(EXAMPLES / "benchmarks" / "compare.py"), "--methods", "wakesleep", "recall"]
+    command += ["--seeds", "1", "2", "--output_dir", "cmp", "--", *SHORT, "--num_tasks", "2"]
+    done = run(command, tmp_path)
+    table = (tmp_path / "cmp" / "compare.md").read_text()
+    assert table.splitlines()[2].startswith("| wakesleep |")
+    assert " ± " in table
+    assert table.strip() in done.stdout
+    assert (tmp_path / "cmp" / "compare.png").exists()
+    assert "task-01" not in run(command, tmp_path).stdout  # nothing is run again
