@@ -16,6 +16,7 @@ class WakeSleepConfig(PreTrainedConfig):
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
             Configuration of the backbone, any that `AutoModel.from_config` accepts (a transformers ViT, or
             `TimmWrapperConfig` for timm). Defaults to `ViTConfig()`.
+        backbone_revision (`str`, *optional*): Commit of the pretrained backbone on the Hub, for the record.
         pooling (`str`, defaults to `"cls"`):
             How tokens become one feature: `"cls"` (first token), `"mean"` (of all tokens) or `"pooler"` (the
             backbone's own `pooler_output`, the right one for timm).
@@ -38,6 +39,7 @@ class WakeSleepConfig(PreTrainedConfig):
     def __init__(
         self,
         backbone_config=None,
+        backbone_revision=None,
         pooling="cls",
         classifier="linear",
         recall_weight=0.5,
@@ -54,6 +56,7 @@ class WakeSleepConfig(PreTrainedConfig):
             fields = dict(backbone_config)
             backbone_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
         self.backbone_config = backbone_config
+        self.backbone_revision = backbone_revision
         self.pooling = pooling
         self.classifier = classifier
         self.recall_weight = recall_weight

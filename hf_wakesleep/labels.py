@@ -1,5 +1,6 @@
 """Label columns: found, checked and turned into `ClassLabel` without decoding an image."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -116,6 +117,15 @@ def stratified_split(
         rows = generator.permutation(np.flatnonzero(strata == stratum))
         held_out[rows[: min(max(round(eval_fraction * len(rows)), 1), len(rows) - 1)]] = True
     return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
+
+
+def hub_source(dataset: Dataset) -> dict[str, str] | None:
+    """Return `name` and `revision` of the Hub repository that a dataset was loaded from; `None` if from elsewhere."""
+    for source in dataset.info.download_checksums or ():
+        match = re.match(r"hf://datasets/([^@]+)@([^/]+)/", source)
+        if match:
+            return {"name": match[1], "revision": match[2]}
+    return None
 
 
 def _type_name(feature) -> str:

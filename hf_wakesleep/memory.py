@@ -21,6 +21,7 @@ INDEX_BYTES = 8  # per code: its length, label and task
 FILE_BYTES = 1024  # what a parquet file with rows holds beyond one without, and memory.json
 
 CODES_NAME, CODEC_NAME, MEMORY_NAME = "codes.parquet", "codec.safetensors", "memory.json"
+SEALED = (CODES_NAME, CODEC_NAME)  # their digests stand in memory.json
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,7 @@ class SemiParametricMemory:
             "settings": self.codec.settings(),
             "budget": self.budget,
             "statistics_bytes": self.statistics_bytes,
+            "sha256": {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name in SEALED},
         }
         (folder / MEMORY_NAME).write_text(json.dumps(settings, indent=2) + "\n")
 
@@ -198,6 +200,9 @@ class SemiParametricMemory:
             raise ValueError(f"Expected a memory in {folder}, but {missing} are missing. Is it a whole stage?")
         try:
             settings = json.loads((folder / MEMORY_NAME).read_text())
+            digests = {name: _sha256(folder / name) for name in SEALED if (folder / name).is_file()}
+            if settings["sha256"] != digests:
+                raise ValueError(f"{' or '.join(digests)} is not the file that was written with {MEMORY_NAME}")
             weights = load_file(folder / CODEC_NAME) if (folder / CODEC_NAME).is_file() else None
             codec = make_codec(settings["codec"], state_dict=weights, **settings["settings"])
             table = pq.read_table(folder / CODES_NAME, memory_map=True)
@@ -290,6 +295,14 @@ def _fit(labels: np.ndarray, sizes: np.ndarray, room: int, budget: int) -> np.nd
             keep[position] = True
             left -= int(sizes[position])
     return keep
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _write_parquet(table: pa.Table, where) -> None:

@@ -1,16 +1,19 @@
 """WakeSleepForImageClassification: a ViT backbone with a semi-parametric memory head."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, cached_file, extract_commit_hash
 
 from .configuration_wakesleep import WakeSleepConfig
 from .head_wakesleep import CosineClassifier, LinearClassifier, Recall, SemiParametricHead
+
+DOWNLOAD = ("revision", "token", "cache_dir", "subfolder", "local_files_only")  # which file is meant
 
 
 @dataclass
@@ -65,6 +68,8 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
         backbone (`PreTrainedModel`, *optional*): A ready backbone; built from `config.backbone_config` if missing.
     """
 
+    stage_revision: str | None = None  # commit on the Hub that the model was loaded from
+
     def __init__(self, config: WakeSleepConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
         self.backbone = AutoModel.from_config(config.backbone_config) if backbone is None else backbone
@@ -72,6 +77,15 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
             self.backbone.pooler = None  # weights that nothing would use or train
         self.head = SemiParametricHead(config, self._feature_dim())
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Load a stage as `PreTrainedModel.from_pretrained` does, and keep its commit in `stage_revision`."""
+        download = {key: kwargs[key] for key in DOWNLOAD if key in kwargs}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.stage_revision = _commit_of(pretrained_model_name_or_path, download)
+        return loaded
 
     @classmethod
     def from_backbone(
@@ -101,7 +115,7 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
         Raises:
             OSError: If the backbone, or the normalisation of a transformers backbone, cannot be found.
         """
-        download = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
+        download = {key: kwargs[key] for key in DOWNLOAD if key in kwargs}
         backbone_config = AutoConfig.from_pretrained(name_or_path, **download)
         is_timm = backbone_config.model_type == "timm_wrapper"
         if is_timm:
@@ -117,8 +131,11 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
                 mean, std = processing.image_mean, processing.image_std
         backbone = AutoModel.from_pretrained(name_or_path, **{"dtype": torch.float32, **kwargs})
         backbone.config.num_labels = 0  # the label names of its pretraining are not ours
+        if Path(name_or_path).is_dir():
+            backbone.config._name_or_path = Path(name_or_path).name  # no path of this machine goes into a checkpoint
         config = WakeSleepConfig(
             backbone_config=backbone.config,
+            backbone_revision=_commit_of(name_or_path, download),
             image_size=image_size or own_size,
             image_mean=image_mean or mean,
             image_std=image_std or std,
@@ -197,3 +214,8 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         """Return the patch embedding of the backbone."""
         return self.backbone.get_input_embeddings()
+
+
+def _commit_of(name_or_path: str, download: dict) -> str | None:
+    """Return the commit that a configuration on the Hub was loaded from; `None` for one in a folder."""
+    return extract_commit_hash(cached_file(name_or_path, "config.json", **download), None)

@@ -18,7 +18,7 @@ def make_protocol(
         "stream": {**stream.protocol, "tasks": stream.fingerprints()},
         "backbone": {
             "model_type": backbone.model_type,
-            "name": Path(backbone._name_or_path).name,
+            "name": backbone._name_or_path,
             "feature_dim": model.head.feature_dim,
             "image_size": model.config.image_size,
         },

@@ -1,18 +1,35 @@
 """Stage: the folder that holds all there is to know after a task; written whole or not at all."""
 
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
 from transformers.image_processing_utils import BaseImageProcessor
 
+from .codec import make_codec
 from .history import HISTORY_NAME, History
 from .memory import SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
+from .plots import save_history_plot
+from .training_args import ContinualTrainingArguments
 
 MEMORY_FOLDER = "memory"
 CHECKPOINTS_FOLDER = "checkpoints"
+STAGE_FILES = (  # all that a stage holds, and all that is ever published of it
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "preprocessor_config.json",
+    "*_wakesleep.py",
+    "README.md",
+    "history.json",
+    "history.png",
+    "memory/*",
+)
 LAST_WRITTEN = "trainer_state.json"  # of a checkpoint; without it the checkpoint is half-written
+_STAGE = re.compile(r"task-\d{2,}").fullmatch
 
 
 @dataclass
@@ -40,6 +57,7 @@ class Stage:
         self.model.save_pretrained(temporary)
         self.processor.save_pretrained(temporary)
         self.history.save(temporary)
+        save_history_plot(self.history, temporary)
         if self.memory is not None:
             self.memory.save(temporary / MEMORY_FOLDER)
         temporary.replace(folder)
@@ -50,37 +68,52 @@ def stage_name(number: int) -> str:
     return f"task-{number + 1:02d}"
 
 
-def find_stages(output_dir: str | Path, most: int | None = None) -> list[Path]:
-    """Return the stages in an output folder (the first `most` of them), in the order of their tasks."""
-    output_dir = Path(output_dir)
-    stages = []
-    while (folder := output_dir / stage_name(len(stages))).joinpath(HISTORY_NAME).is_file():
-        stages.append(folder)
-    return stages[:most]
+def stage_number(folder: Path) -> int:
+    """Return the number of the task (from 0) that a stage or its checkpoints are called after."""
+    return int(folder.name.removeprefix("task-")) - 1
 
 
-def find_resume_point(output_dir: str | Path, resume: str | Path | bool) -> tuple[Path | None, Path | None]:
+def find_stages(output_dir: str | Path) -> list[Path]:
+    """Return the stages in an output folder, in the order of their tasks; the first may come after any task."""
+    stages = [
+        folder
+        for folder in Path(output_dir).glob("task-*")
+        if _STAGE(folder.name) and (folder / HISTORY_NAME).is_file()
+    ]
+    return sorted(stages, key=stage_number)
+
+
+def find_resume_point(
+    output_dir: str | Path, resume: str | Path | bool, num_done: int
+) -> tuple[Path | None, Path | None]:
     """Return the stage and, inside the task after it, the checkpoint to go on from; `None` where there is none.
 
     Args:
         output_dir (`str` or `Path`): Where the run writes.
         resume (`str`, `Path` or `bool`): `True` for the last stage and checkpoint in `output_dir`, or the path of one.
+        num_done (`int`): Tasks that the model at hand has behind it.
 
     Raises:
         ValueError: If the path is neither a stage nor a whole checkpoint.
     """
     if resume is True:
-        stages = find_stages(output_dir)
-        folders = Path(output_dir, CHECKPOINTS_FOLDER, stage_name(len(stages))).glob("checkpoint-*")
+        stage = next((stage for stage in reversed(find_stages(output_dir)) if stage_number(stage) >= num_done), None)
+        task = num_done if stage is None else stage_number(stage) + 1
+        folders = Path(output_dir, CHECKPOINTS_FOLDER, stage_name(task)).glob("checkpoint-*")
         whole = [folder for folder in folders if (folder / LAST_WRITTEN).is_file()]
-        last = max(whole, key=lambda folder: int(folder.name.removeprefix("checkpoint-")), default=None)
-        return (stages[-1] if stages else None), last
+        return stage, max(whole, key=lambda folder: int(folder.name.removeprefix("checkpoint-")), default=None)
     folder = Path(resume)
     if (folder / HISTORY_NAME).is_file() and (folder / "config.json").is_file():
         return folder, None
     if (folder / LAST_WRITTEN).is_file():  # <output_dir>/checkpoints/task-03/checkpoint-500
-        before = find_stages(folder.parents[2], int(folder.parent.name.removeprefix("task-")) - 1)
-        return (before[-1] if before else None), folder
+        task = stage_number(folder.parent)
+        before = next((stage for stage in find_stages(folder.parents[2]) if stage_number(stage) == task - 1), None)
+        if before is None and num_done != task:
+            raise ValueError(
+                f"Expected the stage {stage_name(task - 1)} in {folder.parents[2]}, since {folder} goes on from it, "
+                "but it is not there. Pass the output folder of one whole run."
+            )
+        return (before if num_done < task else None), folder
     raise ValueError(
         f"Expected `resume_from_checkpoint` to be True or the folder of a stage or checkpoint, but {folder} is "
         f"neither: it holds no {HISTORY_NAME} and no {LAST_WRITTEN}."
@@ -91,3 +124,43 @@ def load_memory(folder: str | Path) -> SemiParametricMemory | None:
     """Return the memory of a stage; `None` if the run keeps none."""
     folder = Path(folder) / MEMORY_FOLDER
     return SemiParametricMemory.load(folder) if folder.is_dir() else None
+
+
+def stage_folder(model: WakeSleepForImageClassification) -> Path:
+    """Return a folder with history and memory of the stage that a model was loaded from, on disk or on the Hub.
+
+    Args:
+        model ([`WakeSleepForImageClassification`]): What `from_pretrained` gave.
+    """
+    folder = Path(model.name_or_path)
+    if folder.is_dir() or not model.name_or_path:
+        return folder
+    patterns = [HISTORY_NAME, f"{MEMORY_FOLDER}/*"]
+    return Path(snapshot_download(str(folder), revision=model.stage_revision, allow_patterns=patterns))
+
+
+def initial_state(
+    model: WakeSleepForImageClassification, args: ContinualTrainingArguments
+) -> tuple[History, SemiParametricMemory | None]:
+    """Return history and memory to start with: new ones for a new model, else those of the stage it was loaded from.
+
+    Args:
+        model ([`WakeSleepForImageClassification`]): A model without classes, or what `from_pretrained` gave.
+        args ([`ContinualTrainingArguments`]): `codec`, `codec_quality` and `memory_budget` of a new memory.
+
+    Raises:
+        ValueError: If the model knows classes, but there is no history where it was loaded from.
+    """
+    if not model.config.classes:
+        settings = {} if args.codec_quality is None else {"quality": args.codec_quality}
+        keeps_memory = args.memory_bytes != 0
+        memory = SemiParametricMemory(make_codec(args.codec, **settings), args.memory_bytes) if keeps_memory else None
+        return History(), memory
+    folder = stage_folder(model)
+    if not (folder / HISTORY_NAME).is_file():
+        raise ValueError(
+            f"The model knows {len(model.config.classes)} classes, but there is no {HISTORY_NAME} in "
+            f"{model.name_or_path!r}, where it was loaded from. Load a whole stage, or start with a model without "
+            "classes."
+        )
+    return History.load(folder), load_memory(folder)

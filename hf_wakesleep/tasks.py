@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from .labels import class_names, find_column, label_array, labelled_images, stratified_split
+from .labels import class_names, find_column, hub_source, label_array, labelled_images, stratified_split
 
 EVAL_SPLITS = ("test", "validation", "valid", "val", "eval")
 
@@ -138,7 +138,7 @@ class TaskStream(Sequence):
                 )
             known += classes
             tasks.append(Task(name, tuple(classes), tuple(classes), train, evaluation))
-        return cls(tasks, {"kind": "splits", "seed": seed})
+        return cls(tasks, {"kind": "splits", "seed": seed, "dataset": hub_source(next(iter(splits.values())))})
 
 
 class ClassIncrementalStream(TaskStream):
@@ -193,7 +193,7 @@ class ClassIncrementalStream(TaskStream):
                     eval_dataset=evaluation.select(np.flatnonzero(np.isin(eval_labels, indices))),
                 )
             )
-        super().__init__(tasks, {"kind": "class-incremental", "seed": seed})
+        super().__init__(tasks, {"kind": "class-incremental", "seed": seed, "dataset": hub_source(splits["train"])})
 
 
 class DomainIncrementalStream(TaskStream):
@@ -237,7 +237,8 @@ class DomainIncrementalStream(TaskStream):
             known += new
             _check_trained(task_eval, known, where=f"the domain {domains[index]!r}, or of one before,")
             tasks.append(Task(domains[index], tuple(classes), tuple(new), task_train, task_eval))
-        super().__init__(tasks, {"kind": "domain-incremental", "by": by, "seed": seed})
+        protocol = {"kind": "domain-incremental", "by": by, "seed": seed, "dataset": hub_source(splits["train"])}
+        super().__init__(tasks, protocol)
 
 
 def _shorten(names: Sequence[str], most: int = 5) -> str:

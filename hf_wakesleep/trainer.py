@@ -12,18 +12,17 @@ from transformers.trainer_utils import TrainOutput
 
 from .augment import augment, seeded_generator
 from .callbacks import SleepCallback
-from .codec import make_codec
-from .history import HISTORY_NAME, History, TaskRecord
+from .history import History, TaskRecord
+from .hub import Publisher
 from .images import ImageReader, TaskImages, make_image_processor
-from .memory import SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .plots import save_history_plot
 from .protocol import align_tasks, check_same_run, make_protocol
 from .sleep import SleepReport, consolidate, parameter_groups, set_plasticity, snapshot, update_recall
-from .stage import CHECKPOINTS_FOLDER, Stage, find_resume_point, find_stages, load_memory, stage_name
+from .stage import CHECKPOINTS_FOLDER, Stage, find_resume_point, find_stages, initial_state, load_memory, stage_name
 from .tasks import Task, TaskStream
 from .training_args import ContinualTrainingArguments
-from .wake import WakePass
+from .wake import WakePass, add_memories
 
 TRAINING_ARGS_NAME = "training_args.bin"
 
@@ -38,7 +37,7 @@ class ContinualTrainer(Trainer):
         stream ([`TaskStream`]): The tasks. After a stage either the whole stream, whose first tasks are then skipped,
             or the tasks to come.
         processing_class (`BaseImageProcessor`, *optional*): Image processor; made from the model's config if missing.
-        kwargs: Passed on to `Trainer` (`callbacks`, `optimizers`, ...).
+        kwargs: Passed on to `Trainer` (`callbacks`, `optimizer_cls_and_kwargs`, ...).
 
     Raises:
         ValueError: If model, stream and arguments do not fit each other; nothing has been written then.
@@ -52,19 +51,21 @@ class ContinualTrainer(Trainer):
         processing_class=None,
         **kwargs,
     ):
-        if args.push_to_hub:
+        if kwargs.get("optimizers", (None, None)) != (None, None):
             raise ValueError(
-                "`push_to_hub` is not supported yet. Train without it and upload the stages in `output_dir` with "
-                "`huggingface_hub.upload_folder`."
+                "`optimizers` cannot be passed: every task trains with an optimizer and a schedule of its own. Choose "
+                "them with `optim` and `lr_scheduler_type`, or pass `optimizer_cls_and_kwargs`."
             )
         self.stream = stream
         self.reader = ImageReader(processing_class or make_image_processor(model.config))
-        self.history, self.memory = _state_of(model, args)
+        self.history, self.memory = initial_state(model, args)
         self.tasks = align_tasks(stream, self.history)
         self.task_number = len(self.history)
         self._sleep_report: SleepReport | None = None
         self._teacher: WakeSleepForImageClassification | None = None
         self._micro_step = (0, 0)
+        self._is_inside_task = False
+        self._publisher: Publisher | None = None
         super().__init__(
             model=model,
             args=args,
@@ -95,12 +96,19 @@ class ContinualTrainer(Trainer):
             ValueError: If `output_dir` holds another run, the run to go on from was another, or the memory budget is
                 too small for the classes to come. Nothing has been trained or written then.
         """
+        if self._is_inside_task:
+            raise RuntimeError(
+                f"This trainer was stopped inside task {self.task_number + 1}. Build a new model and trainer, and "
+                "pass `resume_from_checkpoint=True` to go on."
+            )
         checkpoint = self._open_run(resume_from_checkpoint)
         steps, loss = 0, math.nan
         for number in range(len(self.history), len(self.tasks)):
             output = self._learn(number, checkpoint, **kwargs)
             checkpoint = None
             steps, loss = steps + output.global_step, output.training_loss
+        if self._publisher is not None:
+            self._publisher.finish(self.args.shows_progress)
         return TrainOutput(steps, loss, self.history.summary() if len(self.history) else {})
 
     def _open_run(self, resume: str | bool | None) -> str | None:
@@ -109,11 +117,11 @@ class ContinualTrainer(Trainer):
         protocol = make_protocol(self.model, self.args, self.stream)
         stages, checkpoint = find_stages(output_dir), None
         if resume:
-            stage, checkpoint = find_resume_point(output_dir, resume)
+            stage, checkpoint = find_resume_point(output_dir, resume, len(self.history))
             if stage is not None:
                 check_same_run(stage, History.load(stage).protocol, protocol)
                 self._load_stage(stage)
-        if len(stages) > len(self.history) or (stages and not History.load(stages[-1]).is_start_of(self.history)):
+        if stages and not History.load(stages[-1]).is_start_of(self.history):
             raise ValueError(
                 f"`output_dir` {output_dir} holds another run ({len(stages)} stages). Pass "
                 "`resume_from_checkpoint=True` to go on with it, or choose an empty folder."
@@ -132,6 +140,7 @@ class ContinualTrainer(Trainer):
         self.model.load_state_dict(stored.state_dict())
         self.model.config.recall_weight = stored.config.recall_weight
         self.history, self.memory = History.load(folder), load_memory(folder)
+        self._save_history()  # a kill can have come between the stage and the files beside it
         self.tasks = align_tasks(self.stream, self.history)
 
     def _probe(self, task: Task) -> float:
@@ -182,6 +191,7 @@ class ContinualTrainer(Trainer):
         self.model.__dict__.pop("_is_accelerate_prepared", None)
         self.model_wrapped = self.callback_handler.model = self.model
         self.task_number, self._sleep_report, self._micro_step = number, None, (0, 0)
+        self._is_inside_task = True
         self._teacher = snapshot(self.model) if self._distils else None
         set_seed(self.args.seed + number)
         task = self.tasks[number]
@@ -240,10 +250,17 @@ class ContinualTrainer(Trainer):
             output_dir = Path(self.args.output_dir)
             stage = Stage(self.model, self.processing_class, self.history, self.memory)
             stage.save(output_dir / stage_name(self.task_number))
-            self.history.save(output_dir)
-            save_history_plot(self.history, output_dir)
+            self._save_history()
+            if self._publisher is not None:
+                self._publisher.publish()
             shutil.rmtree(self._checkpoint_folder(self.task_number), ignore_errors=True)
         self.accelerator.wait_for_everyone()
+        self._is_inside_task = False
+
+    def _save_history(self) -> None:
+        if self.args.should_save:
+            self.history.save(self.args.output_dir)
+            save_history_plot(self.history, self.args.output_dir)
 
     # Hooks of Trainer
 
@@ -254,24 +271,11 @@ class ContinualTrainer(Trainer):
         self._micro_step = (self.state.global_step, repetition)
         place = (self.args.seed, self.task_number, *self._micro_step, self.args.process_index)
         if self.args.wake_replay:
-            inputs = self._with_memories(inputs, place)
+            inputs = add_memories(inputs, self.memory, self.reader, self.task_number, np.random.default_rng(place))
         pixel_values = augment(
             inputs["pixel_values"], self.args.augmentation, self.args.crop_scale, seeded_generator(*place)
         )
         return super().training_step(model, {**inputs, "pixel_values": pixel_values}, num_items_in_batch)
-
-    def _with_memories(self, inputs: dict, place: tuple[int, ...]) -> dict:
-        """Return a batch twice as large, the second half memories of earlier tasks."""
-        earlier = np.flatnonzero(self.memory.tasks != self.task_number)
-        if len(earlier) == 0:
-            return inputs
-        indices = self.memory.sample(len(inputs["labels"]), np.random.default_rng(place), earlier)
-        images, labels = self.memory.read(indices)
-        device = inputs["labels"].device
-        return {
-            "pixel_values": torch.cat([inputs["pixel_values"], self.reader.normalise(images).to(device)]),
-            "labels": torch.cat([inputs["labels"], labels.to(device)]),
-        }
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """Give the backbone a learning rate of its own if `backbone_learning_rate_ratio` says so."""
@@ -285,6 +289,30 @@ class ContinualTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with the number of the task, from 1: every task's steps start at 0."""
         super().log({**logs, "task": self.task_number + 1}, start_time)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Prepare to publish; the repository is created with the first stage, so a Hub that is down stops nothing."""
+        self.hub_model_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        if self.args.should_save:
+            self._publisher = Publisher(
+                self.args.output_dir,
+                self.hub_model_id,
+                revision=self.args.hub_revision,
+                private=self.args.hub_private_repo if private is None else private,
+                token=token or self.args.hub_token,
+            )
+
+    def push_to_hub(self, commit_message: str | None = None, blocking: bool = True, **kwargs) -> None:
+        """Send the stages that have not been sent; every stage is one commit with a message of its own."""
+        if self._publisher is None:
+            self.init_hf_repo(kwargs.get("token"))
+        if self._publisher is not None:
+            self._publisher.publish()
+            if blocking:
+                self._publisher.finish(self.args.shows_progress)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Do nothing: stages are published, checkpoints are not."""
 
     def _get_output_dir(self, trial) -> str:
         return str(self._checkpoint_folder(self.task_number))
@@ -310,21 +338,3 @@ class ContinualTrainer(Trainer):
 
 def _accuracy(prediction) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions == prediction.label_ids).mean())}
-
-
-def _state_of(
-    model: WakeSleepForImageClassification, args: ContinualTrainingArguments
-) -> tuple[History, SemiParametricMemory | None]:
-    """Return history and memory of a model: new ones for a new model, else those of the stage it was loaded from."""
-    if not model.config.classes:
-        settings = {} if args.codec_quality is None else {"quality": args.codec_quality}
-        keeps_memory = args.memory_bytes != 0
-        memory = SemiParametricMemory(make_codec(args.codec, **settings), args.memory_bytes) if keeps_memory else None
-        return History(), memory
-    folder = Path(model.name_or_path)
-    if not (folder / HISTORY_NAME).is_file():
-        raise ValueError(
-            f"The model knows {len(model.config.classes)} classes, but there is no {HISTORY_NAME} in "
-            f"{str(folder)!r}, where it was loaded from. Load a whole stage, or start with a model without classes."
-        )
-    return History.load(folder), load_memory(folder)

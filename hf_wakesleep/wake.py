@@ -122,6 +122,33 @@ class WakePass:
         self.model.train(was_training)
 
 
+def add_memories(
+    inputs: dict[str, torch.Tensor],
+    memory: SemiParametricMemory,
+    reader: ImageReader,
+    task: int,
+    generator: np.random.Generator,
+) -> dict[str, torch.Tensor]:
+    """Return a batch twice as large, the second half memories of earlier tasks; the batch itself where there are none.
+
+    Args:
+        inputs (`dict`): `pixel_values` (B, 3, H, W) and `labels` (B,).
+        memory ([`SemiParametricMemory`]): Read, never written.
+        reader ([`ImageReader`]): Turns decoded images into the model's input.
+        task (`int`): Number of the task at hand, from 0; its own memories are left out.
+        generator (`numpy.random.Generator`): Chooses the memories.
+    """
+    earlier = np.flatnonzero(memory.tasks != task)
+    if len(earlier) == 0:
+        return inputs
+    images, labels = memory.read(memory.sample(len(inputs["labels"]), generator, earlier))
+    device = inputs["labels"].device
+    return {
+        "pixel_values": torch.cat([inputs["pixel_values"], reader.normalise(images).to(device)]),
+        "labels": torch.cat([inputs["labels"], labels.to(device)]),
+    }
+
+
 def _first_rows(task: Task, classes: Sequence[str]) -> list[int]:
     """Return the row of the first training image of each class."""
     names = task.train_dataset.features["label"].names

@@ -27,7 +27,9 @@ ORDER = [
     "history",
     "plots",
     "training_args",
+    "model_card",
     "stage",
+    "hub",
     "protocol",
     "wake",
     "sleep",
@@ -65,7 +67,7 @@ def test_imports_go_down_the_order(module):
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("*_wakesleep.py")), ids=lambda path: path.stem)
 def test_files_that_travel_import_torch_and_transformers_only(path):
     absolute = {name.split(".")[0] for level, name in imports_of(path) if level == 0}
-    assert absolute <= {"torch", "transformers", "dataclasses"}
+    assert absolute <= {"torch", "transformers", "dataclasses", "pathlib"}
 
 
 def test_all_is_sorted_complete_and_importable():

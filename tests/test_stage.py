@@ -5,7 +5,7 @@ from test_history import make_history
 
 from hf_wakesleep import RawCodec, SemiParametricMemory
 from hf_wakesleep.images import make_image_processor
-from hf_wakesleep.stage import Stage, find_resume_point, find_stages, load_memory, stage_name
+from hf_wakesleep.stage import Stage, find_resume_point, find_stages, load_memory, stage_name, stage_number
 
 
 def make_stage(make_model, memory=None) -> Stage:
@@ -37,15 +37,13 @@ def test_a_stage_without_memory_has_no_memory_folder(make_model, tmp_path):
     assert load_memory(tmp_path / "task-01") is None
 
 
-def test_stages_are_found_in_order_up_to_the_first_gap(tmp_path):
-    for number in (0, 1, 9, 99, 100):
-        folder = tmp_path / stage_name(number)
-        folder.mkdir()
-        (folder / "history.json").touch()
-    (tmp_path / "task-03").mkdir()
-    assert [stage.name for stage in find_stages(tmp_path)] == ["task-01", "task-02"]
-    assert [stage.name for stage in find_stages(tmp_path, 1)] == ["task-01"]
-    assert stage_name(99) == "task-100"
+def test_stages_are_found_in_the_order_of_their_tasks(tmp_path):
+    for name in ("task-04", "task-100", "task-05", "task-x", ".task-07.tmp", "task-06.bak"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "history.json").touch()
+    (tmp_path / "task-06").mkdir()  # empty, so no stage
+    assert [stage.name for stage in find_stages(tmp_path)] == ["task-04", "task-05", "task-100"]
+    assert [stage_number(tmp_path / stage_name(number)) for number in (0, 8, 99)] == [0, 8, 99]
 
 
 def test_half_written_checkpoints_are_passed_over(tmp_path):
@@ -54,6 +52,16 @@ def test_half_written_checkpoints_are_passed_over(tmp_path):
         folder.mkdir(parents=True)
         if whole:
             (folder / "trainer_state.json").touch()
-    assert find_resume_point(tmp_path, True) == (None, tmp_path / "checkpoints" / "task-01" / "checkpoint-10")
+    assert find_resume_point(tmp_path, True, 0) == (None, tmp_path / "checkpoints" / "task-01" / "checkpoint-10")
     with pytest.raises(ValueError, match="is neither"):
-        find_resume_point(tmp_path, tmp_path / "checkpoints" / "task-01" / "checkpoint-15")
+        find_resume_point(tmp_path, tmp_path / "checkpoints" / "task-01" / "checkpoint-15", 0)
+
+
+def test_a_checkpoint_without_the_stage_before_it_is_refused(tmp_path):
+    folder = tmp_path / "checkpoints" / "task-03" / "checkpoint-5"
+    folder.mkdir(parents=True)
+    (folder / "trainer_state.json").touch()
+    with pytest.raises(ValueError, match="Expected the stage task-02"):
+        find_resume_point(tmp_path, folder, 0)
+    assert find_resume_point(tmp_path, folder, 2) == (None, folder)
+    assert find_resume_point(tmp_path, True, 2) == (None, folder)

@@ -147,8 +147,7 @@ def test_a_stage_goes_on_exactly_as_the_uninterrupted_run(make_trainer, make_str
     else:
         assert math.isnan(resumed.history.accuracy_matrix[-1][0])
         assert math.isnan(resumed.history.accuracy_matrix[-1][1])
-    assert [path.name for path in find_stages(tmp_path / "elsewhere")] == []
-    assert (tmp_path / "elsewhere" / "task-04").is_dir()
+    assert [path.name for path in find_stages(tmp_path / "elsewhere")] == ["task-03", "task-04"]
 
 
 @pytest.mark.parametrize(("task", "step"), [(0, 0), (0, 4), (1, 0), (1, 3)])

@@ -1,0 +1,269 @@
+"""Publisher: sends the stages of an output folder to the Hub, each as one commit and one tag, in their order.
+
+    python -m hf_wakesleep.hub push OUTPUT_DIR
+
+sends what an earlier run could not. What has been sent stands in `hub.json` beside the stages; no token does.
+"""
+
+import argparse
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from .history import HISTORY_NAME, History
+from .stage import STAGE_FILES, find_stages
+
+logger = logging.get_logger(__name__)
+
+OUTBOX_NAME = "hub.json"
+ATTEMPTS = 5  # of one stage, before it is left for later
+FIRST_WAIT = 1.0  # seconds before the second attempt; doubled before every further one
+NETWORK_ERRORS = (HTTPError, OSError, RuntimeError)  # the last as hf_xet reports failed transfers
+
+
+class TagTakenError(ValueError):
+    """The repository has a tag of that name on another history: it holds another run."""
+
+
+@dataclass
+class Outbox:
+    """Where the stages of an output folder go, and which have arrived.
+
+    Args:
+        repo_id (`str`): Repository, with or without the name of its owner.
+        revision (`str`, *optional*): Branch; `main` if missing.
+        private (`bool`, *optional*): Whether a new repository is private; the owner's default if missing.
+        published (`dict[str, str]`): Commit of every stage that has arrived, by its tag.
+    """
+
+    repo_id: str
+    revision: str | None = None
+    private: bool | None = None
+    published: dict[str, str] = field(default_factory=dict)
+
+    def save(self, output_dir: str | Path) -> None:
+        """Write `hub.json`, whole or not at all."""
+        path = Path(output_dir) / OUTBOX_NAME
+        temporary = path.with_name(f".{OUTBOX_NAME}.tmp")
+        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, output_dir: str | Path) -> "Outbox":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: If the file is missing or holds something else.
+        """
+        path = Path(output_dir) / OUTBOX_NAME
+        if not path.is_file():
+            raise ValueError(
+                f"Expected {path}, which does not exist. It is written by a run with `push_to_hub=True`; pass its "
+                "`output_dir`."
+            )
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"Expected an outbox in {path}, which does not hold one ({error!r}).") from error
+
+
+def publish_stage(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    tag: str,
+    revision: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+) -> str:
+    """Send one stage to the Hub as one commit and tag it; a stage that is there already is not sent again.
+
+    Args:
+        folder (`str` or `Path`): The stage.
+        repo_id (`str`): Repository; created if missing.
+        tag (`str`): Name of the tag, such as `"task-03"`.
+        revision (`str`, *optional*): Branch; created if missing.
+        private (`bool`, *optional*): Whether a new repository is private.
+        token (`str`, *optional*): Token, if not that of the logged-in user.
+
+    Returns:
+        `str`: Hash of the commit.
+
+    Raises:
+        TagTakenError: If the tag exists and belongs to another run.
+        HfHubHTTPError, HTTPError, OSError: If the Hub cannot be reached or refuses.
+    """
+    folder, api = Path(folder), HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    present = _find_published(api, repo_id, tag, folder)
+    if present is not None:
+        return present
+    summary = History.load(folder).summary()
+    commit = api.upload_folder(
+        folder_path=folder,
+        repo_id=repo_id,
+        revision=revision,
+        allow_patterns=list(STAGE_FILES),
+        delete_patterns=["*.safetensors", "*.safetensors.index.json", "memory/*"],
+        commit_message=f"{tag}: pooled accuracy {summary['pooled_accuracy']:.4f}",
+    )
+    message = f"pooled accuracy {summary['pooled_accuracy']:.4f}, forgetting {summary['forgetting']:.4f}"
+    api.create_tag(repo_id, tag=tag, tag_message=message, revision=commit.oid)
+    return commit.oid
+
+
+def push_pending(
+    output_dir: str | Path,
+    *,
+    token: str | None = None,
+    wait: Callable[[float], object] = time.sleep,
+    show_progress: bool = True,
+) -> list[str]:
+    """Send all stages of an output folder that have not arrived yet, in their order; stop at the first that fails.
+
+    Args:
+        output_dir (`str` or `Path`): Output folder of a run, with `hub.json`.
+        token (`str`, *optional*): Token, if not that of the logged-in user.
+        wait (`Callable`, *optional*): Called with the seconds to wait before another attempt.
+        show_progress (`bool`, defaults to `True`): Whether to show a progress bar.
+
+    Returns:
+        `list[str]`: Tags of the stages that are still to be sent.
+
+    Raises:
+        ValueError: If there is no outbox in the folder.
+    """
+    outbox = Outbox.load(output_dir)
+    pending = [stage for stage in find_stages(output_dir) if stage.name not in outbox.published]
+    for position, stage in enumerate(tqdm(pending, desc="pushing stages", disable=not show_progress, leave=False)):
+        commit = _publish_with_retries(stage, outbox, token, wait)
+        if commit is None:
+            return [left.name for left in pending[position:]]
+        outbox.published[stage.name] = commit
+        outbox.save(output_dir)
+    return []
+
+
+class Publisher:
+    """Sends stages in the background, while the next task is learned.
+
+    Args:
+        output_dir (`str` or `Path`): Output folder of the run.
+        repo_id (`str`): Repository.
+        revision (`str`, *optional*): Branch.
+        private (`bool`, *optional*): Whether a new repository is private.
+        token (`str`, *optional*): Token; it is kept in memory only.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        repo_id: str,
+        *,
+        revision: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+    ):
+        self.output_dir = Path(output_dir)
+        self.token = token
+        self._outbox = Outbox(repo_id, revision, private)
+        self._thread: threading.Thread | None = None
+        self._wanted = threading.Event()
+        self._closing = threading.Event()
+
+    def publish(self) -> None:
+        """Send what is pending, in the background; returns at once."""
+        if not (self.output_dir / OUTBOX_NAME).is_file():
+            self._outbox.save(self.output_dir)
+        self._wanted.set()
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+            self._thread.start()
+
+    def finish(self, show_progress: bool = True) -> list[str]:
+        """Wait for what is under way, try once more what failed, and return the tags that are still to be sent."""
+        if self._thread is not None:
+            self._closing.set()
+            self._thread.join()
+            self._closing.clear()
+            self._thread = None
+        if not (self.output_dir / OUTBOX_NAME).is_file():
+            return []
+        left = push_pending(self.output_dir, token=self.token, show_progress=show_progress)
+        if left:
+            logger.warning(
+                f"{len(left)} stages could not be sent to {self._outbox.repo_id} ({', '.join(left)}). They stand in "
+                f"{self.output_dir}; send them with `python -m hf_wakesleep.hub push {self.output_dir}`."
+            )
+        return left
+
+    def _run(self) -> None:
+        while self._wanted.is_set():
+            self._wanted.clear()
+            push_pending(self.output_dir, token=self.token, wait=self._closing.wait, show_progress=False)
+
+
+def _find_published(api: HfApi, repo_id: str, tag: str, folder: Path) -> str | None:
+    """Return the commit of a tag that holds this very stage; `None` if there is no such tag."""
+    for ref in api.list_repo_refs(repo_id).tags:
+        if ref.name == tag:
+            there = api.hf_hub_download(repo_id, HISTORY_NAME, revision=tag)
+            if Path(there).read_bytes() == (folder / HISTORY_NAME).read_bytes():
+                return ref.target_commit
+            raise TagTakenError(
+                f"{repo_id} has a tag {tag!r} of another run. Choose another `hub_model_id`, or delete its tags."
+            )
+    return None
+
+
+def _publish_with_retries(
+    stage: Path, outbox: Outbox, token: str | None, wait: Callable[[float], object]
+) -> str | None:
+    """Return the commit of a stage, or `None` if it has to wait for another time."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return publish_stage(
+                stage,
+                outbox.repo_id,
+                tag=stage.name,
+                revision=outbox.revision,
+                private=outbox.private,
+                token=token,
+            )
+        except NETWORK_ERRORS as error:
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            logger.info(f"{stage.name}: attempt {attempt + 1} of {ATTEMPTS} failed ({reason})")
+            if attempt + 1 < ATTEMPTS:
+                wait(FIRST_WAIT * 2**attempt)
+        except ValueError as error:
+            reason = str(error)
+            break
+    logger.warning(f"{stage.name} was not sent to {outbox.repo_id} ({reason}). It is kept and sent later.")
+    return None
+
+
+def main() -> int:
+    """Run the command line; the exit status is the number of stages that are still to be sent."""
+    parser = argparse.ArgumentParser(prog="python -m hf_wakesleep.hub", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    push = commands.add_parser("push", help="send the stages of an output folder that have not arrived yet")
+    push.add_argument("output_dir")
+    push.add_argument("--token", help="token, if not that of the logged-in user")
+    args = parser.parse_args()
+    left = push_pending(args.output_dir, token=args.token)
+    logger.warning(f"still to be sent: {', '.join(left)}" if left else "all stages have arrived")
+    return len(left)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
