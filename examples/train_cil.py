@@ -105,6 +105,8 @@ def load_images(args: StreamArguments):
         return load_dataset(args.dataset_name)
     if args.image_folder:
         return load_dataset("imagefolder", data_dir=args.image_folder)
+    if args.test_file and not args.train_file:
+        raise ValueError("`--test_file` goes with `--train_file`, which is missing.")
     if args.train_file:
         files = {"train": args.train_file} | ({"test": args.test_file} if args.test_file else {})
         return load_dataset("parquet", data_files=files)

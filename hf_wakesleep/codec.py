@@ -117,11 +117,12 @@ class WebPCodec(Codec):
             with Image.open(io.BytesIO(code), formats=["WEBP"]) as image:
                 _check_side(image.height, image.width)
                 pixels = np.asarray(image.convert("RGB"))
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
             raise CodecError(f"Expected a WebP code, got {len(code)} bytes that do not decode: {error}.") from error
         return torch.from_numpy(pixels.copy()).permute(2, 0, 1)  # (3, H, W)
 
 
+DEFAULT_CODEC = "webp"
 CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (RawCodec, WebPCodec)}
 
 

@@ -4,14 +4,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+INITIAL_SCALE = 16.0  # of cosine similarities
+
 
 class LinearClassifier(nn.Module):
     """Inner product of features and one weight vector per class, plus a bias."""
 
     def __init__(self, feature_dim: int, num_classes: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_classes, feature_dim))
-        self.bias = nn.Parameter(torch.empty(num_classes))
+        self.weight = nn.Parameter(torch.zeros(num_classes, feature_dim))
+        self.bias = nn.Parameter(torch.zeros(num_classes))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return logits of shape (B, C)."""
@@ -23,8 +25,8 @@ class CosineClassifier(nn.Module):
 
     def __init__(self, feature_dim: int, num_classes: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_classes, feature_dim))
-        self.scale = nn.Parameter(torch.empty(()))
+        self.weight = nn.Parameter(torch.zeros(num_classes, feature_dim))
+        self.scale = nn.Parameter(torch.full((), INITIAL_SCALE))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return logits of shape (B, C)."""
@@ -117,11 +119,17 @@ class Recall(nn.Module):
         if not self._solution:
             return features.new_zeros(len(features), len(self.counts), dtype=torch.float32)
         weights, biases = self._solution
-        return F.linear(features.to(weights), weights, biases)  # (B, C)
+        with torch.autocast(features.device.type, enabled=False):
+            return F.linear(features.to(weights), weights, biases)  # (B, C)
 
     def _apply(self, fn, recurse=True):
+        """Move to a device, but never to another precision: sums of squares overflow in half precision."""
         self._solution = None
-        return super()._apply(fn, recurse)
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            setattr(self, name, buffer.to(getattr(self, name).device))
+        return self
 
     def _load_from_state_dict(self, *args):
         self._solution = None

@@ -31,6 +31,7 @@ class TaskRecord:
         sleep_seconds (`float`): Seconds asleep.
         sleep_images (`int`): Memories seen asleep, repetitions included.
         sleep (`dict`): The report of the sleep; empty without one.
+        fingerprint (`dict`): What identifies the task, see [`Task.fingerprint`].
     """
 
     name: str
@@ -49,6 +50,7 @@ class TaskRecord:
     sleep_seconds: float = 0.0
     sleep_images: int = 0
     sleep: dict = field(default_factory=dict)
+    fingerprint: dict = field(default_factory=dict)
 
 
 @dataclass
@@ -57,7 +59,7 @@ class History:
 
     Args:
         protocol (`dict`): Seed, stream, backbone, codec, ...: what must not change within a run. JSON-able.
-        untrained (`dict[str, float]`): b[i] of forward transfer by name of the task, tasks to come included.
+        untrained (`dict[str, float]`): b[i] of forward transfer by the name of the stage, tasks to come included.
         records (`list[TaskRecord]`): One per finished task.
     """
 

@@ -4,11 +4,14 @@ import io
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import ViTImageProcessor
 from transformers.image_utils import PILImageResampling
 
 from .configuration_wakesleep import WakeSleepConfig
+from .labels import label_array
 
 
 def make_image_processor(config: WakeSleepConfig) -> ViTImageProcessor:
@@ -25,7 +28,7 @@ def make_image_processor(config: WakeSleepConfig) -> ViTImageProcessor:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image to RGB as the image processor of a pipeline does, 16-bit grey by its upper 8 bits.
+    """Convert an image to RGB as the image processor of a pipeline does, but 16-bit grey by its upper 8 bits.
 
     Raises:
         ValueError: If the mode holds unbounded values (`"I"`, `"F"`), which have no defined white.
@@ -41,7 +44,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def open_image(encoded: dict, where: str) -> Image.Image:
-    """Decode one cell of an undecoded `Image` column to RGB.
+    """Decode one cell of an undecoded `Image` column to RGB, turned upright as its EXIF data says.
 
     Args:
         encoded (`dict`): `{"bytes": bytes or None, "path": str or None}`.
@@ -53,8 +56,16 @@ def open_image(encoded: dict, where: str) -> Image.Image:
     try:
         source = io.BytesIO(encoded["bytes"]) if encoded["bytes"] is not None else encoded["path"]
         with Image.open(source) as image:
-            return to_rgb(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError, AttributeError) as error:
+            return to_rgb(ImageOps.exif_transpose(image))
+    except (
+        Image.DecompressionBombError,
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise ValueError(
             f"Expected a readable image, but {where} cannot be read ({error}). Repair it or drop that row."
         ) from error
@@ -67,13 +78,21 @@ class TaskImages(torch.utils.data.Dataset):
         dataset (`datasets.Dataset`): Columns `image` (`Image`) and `label` (`ClassLabel`).
         label2id (`dict[str, int]`): From class name to index in the head.
         name (`str`): What to call the dataset in an error.
+
+    Raises:
+        ValueError: If there are images of a class that `label2id` does not know.
     """
 
-    def __init__(self, dataset, label2id: dict[str, int], name: str):
-        label = dataset.features["label"]
+    def __init__(self, dataset: Dataset, label2id: dict[str, int], name: str):
+        names = dataset.features["label"].names
+        unknown = sorted({names[label] for label in np.unique(label_array(dataset, "label"))} - set(label2id))
+        if unknown:
+            raise ValueError(
+                f"Expected images of known classes, but {name} are of {unknown[:5]} too. Teach them first."
+            )
         self.name = name
-        self.head_index = [label2id.get(class_name, -1) for class_name in label.names]
-        self.dataset = dataset.cast_column("image", type(dataset.features["image"])(decode=False))
+        self.head_index = [label2id.get(class_name, -1) for class_name in names]
+        self.dataset = dataset.with_format(None).cast_column("image", ImageFeature(decode=False))
 
     def __len__(self) -> int:
         return len(self.dataset)

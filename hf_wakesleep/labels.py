@@ -25,7 +25,7 @@ def find_column(dataset: Dataset, role: str, column: str | None) -> str:
     found = {name: _type_name(feature) for name, feature in dataset.features.items()}
     if column is not None:
         if column not in found:
-            raise ValueError(f"Expected a column {column!r}, found {found}. Pass `{role}_column=`.")
+            raise ValueError(f"Expected a column {column!r}, found {found}. Pass the name of the right one.")
         candidates = [column]
     elif role == "image":
         candidates = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
@@ -63,7 +63,7 @@ def class_names(datasets: list[Dataset], column: str) -> list[str]:
         merged = list(names[0])
         return merged + [name for name in dict.fromkeys(sum(names[1:], [])) if name not in merged]
     merged = sorted(set(sum(names, [])))
-    return sorted(merged, key=int) if all(name.lstrip("-").isdigit() for name in merged) else merged
+    return sorted(merged, key=int) if all(re.fullmatch("-?[0-9]+", name) for name in merged) else merged
 
 
 def labelled_images(dataset: Dataset, columns: dict[str, str], names: dict[str, list[str]]) -> Dataset:

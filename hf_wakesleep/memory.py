@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from .codec import Codec, make_codec
 
 INDEX_BYTES = 8  # per code: its length, label and task
+LABEL_BYTES = 12  # per class: its entry, and that of a task, in the dictionaries of the file
 FILE_BYTES = 1024  # what a parquet file with rows holds beyond one without, and memory.json
 
 CODES_NAME, CODEC_NAME, MEMORY_NAME = "codes.parquet", "codec.safetensors", "memory.json"
@@ -111,6 +112,19 @@ class SemiParametricMemory:
             self._set(self._codes, self._labels, self._tasks)
         except ValueError:
             self.classes, self.statistics_bytes = before
+            raise
+
+    def set_budget(self, budget: int | None) -> None:
+        """Set another budget and, if it is smaller, drop what it does not hold.
+
+        Raises:
+            ValueError: If it cannot hold a code of every class; nothing is changed then.
+        """
+        before, self.budget = self.budget, budget
+        try:
+            self._set(self._codes, self._labels, self._tasks)
+        except ValueError:
+            self.budget = before
             raise
 
     def write(self, codes: Sequence[bytes], labels: Sequence[int], task: int) -> None:
@@ -238,17 +252,17 @@ class SemiParametricMemory:
         )
 
     def _schema(self) -> pa.Schema:
-        features = {"code": Value("binary"), "label": ClassLabel(names=self.classes), "task": Value("int32")}
+        features = {"code": Value("large_binary"), "label": ClassLabel(names=self.classes), "task": Value("int32")}
         return Features(features).arrow_schema
 
     def _table(self) -> pa.Table:
-        columns = [self._codes.cast(pa.binary()), pa.array(self._labels), pa.array(self._tasks)]
+        columns = [self._codes, pa.array(self._labels), pa.array(self._tasks)]
         return pa.Table.from_arrays(columns, schema=self._schema())
 
     def _file_bytes(self) -> int:
         sink = pa.BufferOutputStream()
         _write_parquet(self._schema().empty_table(), sink)
-        return sink.getvalue().size + FILE_BYTES
+        return sink.getvalue().size + FILE_BYTES + LABEL_BYTES * len(self.classes)
 
     def _set(self, codes: pa.LargeBinaryArray, labels: np.ndarray, tasks: np.ndarray) -> None:
         """Order codes, drop what the budget does not hold, and make the rest the content of the memory."""
@@ -265,8 +279,8 @@ class SemiParametricMemory:
 def _fit(labels: np.ndarray, sizes: np.ndarray, room: int, budget: int) -> np.ndarray:
     """Return which codes to keep so that their sizes add up to at most `room`, bool of shape (M,).
 
-    Every class keeps its first k codes, with the largest k that fits; what is left then goes to one more code of as
-    many classes as possible, in order.
+    Every class keeps its first k codes, with the largest k that fits; what is left goes to one more code of each class
+    in turn, where it still fits. If not even the first of each fit, every class keeps its smallest.
 
     Args:
         labels (`numpy.ndarray` of shape `(M,)`): Sorted labels.
@@ -281,13 +295,16 @@ def _fit(labels: np.ndarray, sizes: np.ndarray, room: int, budget: int) -> np.nd
     rank = np.arange(len(labels)) - np.repeat(starts, np.diff(starts, append=len(labels)))  # (M,) within its class
     cumulative = np.cumsum(np.bincount(rank, weights=sizes)) if len(rank) else np.zeros(0)  # bytes of k + 1 per class
     per_class = int(np.searchsorted(cumulative, room, side="right"))
-    minimum = int(cumulative[0]) if len(cumulative) else 0
+    smallest = np.lexsort((sizes, labels))[starts]  # (K,) the smallest code of each class
+    minimum = int(sizes[smallest].sum())
     if room < minimum:
         raise ValueError(
             f"`memory_budget` must hold at least one code per class: {minimum:,} bytes of codes for {len(starts)} "
             f"classes and {budget - room:,} bytes for statistics, codec and file headers, got {budget:,}. Raise it "
             "to hold them, or pass a codec with smaller codes."
         )
+    if per_class == 0:
+        return np.isin(np.arange(len(labels)), smallest)
     keep = rank < per_class
     left = room - int(sizes[keep].sum())
     for position in np.flatnonzero(rank == per_class):

@@ -11,7 +11,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, cached_file, extract_commit_hash
 
 from .configuration_wakesleep import WakeSleepConfig
-from .head_wakesleep import CosineClassifier, LinearClassifier, Recall, SemiParametricHead
+from .head_wakesleep import INITIAL_SCALE, CosineClassifier, LinearClassifier, Recall, SemiParametricHead
 
 DOWNLOAD = ("revision", "token", "cache_dir", "subfolder", "local_files_only")  # which file is meant
 
@@ -57,7 +57,7 @@ class WakeSleepPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, CosineClassifier):
             init.normal_(module.weight, std=0.02)
-            init.constant_(module.scale, 16.0)
+            init.constant_(module.scale, INITIAL_SCALE)
 
 
 class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
@@ -110,22 +110,27 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
             kwargs: Passed on to `AutoModel.from_pretrained` (`revision`, `token`, `cache_dir`, ...).
 
         Returns:
-            [`WakeSleepForImageClassification`]: With pretrained backbone, an empty head and float32 weights.
+            [`WakeSleepForImageClassification`]: With pretrained backbone and an empty head, in float32 unless `dtype`
+            says otherwise.
 
         Raises:
             OSError: If the backbone, or the normalisation of a transformers backbone, cannot be found.
+            ValueError: If the backbone takes images that are not square, or does not say how they are normalised.
         """
         download = {key: kwargs[key] for key in DOWNLOAD if key in kwargs}
         backbone_config = AutoConfig.from_pretrained(name_or_path, **download)
         is_timm = backbone_config.model_type == "timm_wrapper"
         if is_timm:
-            processing = backbone_config.pretrained_cfg
-            own_size, mean, std = processing["input_size"][-1], processing["mean"], processing["std"]
+            processing = backbone_config.pretrained_cfg or {}
+            own_size = processing.get("input_size", [3, 224, 224])[-1]
+            mean, std = processing.get("mean", image_mean), processing.get("std", image_std)
             if image_size not in (None, own_size):
                 own_args = backbone_config.model_args or {}
                 kwargs["model_args"] = {**own_args, "dynamic_img_size": True, **kwargs.get("model_args", {})}
         else:
             own_size, mean, std = backbone_config.image_size, image_mean, image_std
+            if not isinstance(own_size, int):
+                raise ValueError(f"Expected a backbone of square images, got an `image_size` of {own_size}.")
             if image_mean is None or image_std is None:
                 processing = AutoImageProcessor.from_pretrained(name_or_path, **download)
                 mean, std = processing.image_mean, processing.image_std
@@ -133,6 +138,10 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
         backbone.config.num_labels = 0  # the label names of its pretraining are not ours
         if Path(name_or_path).is_dir():
             backbone.config._name_or_path = Path(name_or_path).name  # no path of this machine goes into a checkpoint
+        if (image_mean or mean) is None or (image_std or std) is None:
+            raise ValueError(
+                f"{name_or_path} does not say how its images are normalised. Pass `image_mean` and `image_std`."
+            )
         config = WakeSleepConfig(
             backbone_config=backbone.config,
             backbone_revision=_commit_of(name_or_path, download),
@@ -142,7 +151,9 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
             attn_implementation=backbone.config._attn_implementation,
             **{"pooling": "pooler" if is_timm else "cls", **(config_kwargs or {})},
         )
-        return cls(config, backbone=backbone)
+        model = cls(config, backbone=backbone)
+        model.head.classifier.to(backbone.dtype)
+        return model
 
     def _feature_dim(self) -> int:
         if self.config.backbone_config.model_type == "timm_wrapper":

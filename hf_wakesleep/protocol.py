@@ -3,27 +3,37 @@
 from pathlib import Path
 
 from .history import History
+from .memory import SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .tasks import Task, TaskStream
 from .training_args import ContinualTrainingArguments
 
 
 def make_protocol(
-    model: WakeSleepForImageClassification, args: ContinualTrainingArguments, stream: TaskStream
+    model: WakeSleepForImageClassification,
+    args: ContinualTrainingArguments,
+    stream: TaskStream,
+    history: History,
+    memory: SemiParametricMemory | None,
 ) -> dict:
     """Return what two runs must share so that one can go on from a stage of the other, JSON-able."""
     backbone = model.config.backbone_config
+    tasks = align_tasks(stream, history)[len(history) :]
     return {
         "seed": args.seed,
-        "stream": {**stream.protocol, "tasks": stream.fingerprints()},
+        "stream": {
+            **stream.protocol,
+            "tasks": [record.fingerprint for record in history.records] + [task.fingerprint() for task in tasks],
+        },
         "backbone": {
             "model_type": backbone.model_type,
             "name": backbone._name_or_path,
             "feature_dim": model.head.feature_dim,
             "image_size": model.config.image_size,
         },
-        "memory_budget": args.memory_bytes,
-        "codec": args.codec,
+        "memory": None
+        if memory is None
+        else {"codec": memory.codec.name, **memory.codec.settings(), "budget": memory.budget},
     }
 
 
@@ -45,23 +55,29 @@ def align_tasks(stream: TaskStream, history: History) -> list[Task | None]:
     """Return the tasks by their number; `None` for finished tasks whose images are not at hand.
 
     Args:
-        stream ([`TaskStream`]): The whole stream, or only the tasks to come.
+        stream ([`TaskStream`]): The whole stream, or the tasks from some finished one, or from the next one, on.
         history ([`History`]): What has been learned.
 
     Raises:
-        ValueError: If the stream neither starts with the finished tasks nor is new.
+        ValueError: If the stream brings again what is known, in another order or with other images.
     """
-    done = [tuple(record.classes) for record in history.records]
-    if [task.classes for task in stream][: len(done)] == done:
-        return list(stream)
-    again = sorted(set(history.classes) & set(stream.classes))
-    if again and stream.protocol["kind"] != "domain-incremental":
+    done = [record.fingerprint for record in history.records]
+    prints = stream.fingerprints()
+    overlap = next(
+        size for size in range(min(len(done), len(prints)), -1, -1) if done[len(done) - size :] == prints[:size]
+    )
+    new = stream[overlap:]
+    if stream.protocol.get("kind") == "domain-incremental":
+        again = sorted({task.name for task in new} & {fingerprint["name"] for fingerprint in done})
+    else:
+        again = sorted(set(history.classes) & {name for task in new for name in task.classes})
+    if again:
         raise ValueError(
-            f"Expected a stream that starts with the {len(done)} finished tasks or brings only new classes, but "
-            f"{len(again)} of its classes are known already ({again[:5]}). Build the stream with the same data, order "
-            "and seed, or drop those classes."
+            f"Expected a stream that starts with the {len(done)} finished tasks or brings only new ones, but "
+            f"{len(again)} of its classes or domains are known already ({again[:5]}). Build the stream with the same "
+            "data, order and seed, or drop them."
         )
-    return [None] * len(done) + list(stream)
+    return [None] * (len(done) - overlap) + list(stream)
 
 
 def _differences(where: str, there, here) -> list[str]:

@@ -32,7 +32,8 @@ class SleepReport:
         cross_entropy (`float`): Its part that classifies.
         distillation (`float`): Its part that distils, before weighting.
         recall_weight (`float`): Weight of recall in predictions from now on.
-        held_out_accuracy (`float`): Accuracy on the memories that were held out; NaN without such.
+        held_out_accuracy (`float`): Accuracy on the memories that were held out of this sleep (the wake of their task
+            has seen their images); NaN without such.
     """
 
     steps: int
@@ -127,7 +128,7 @@ def consolidate(
     bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     losses = _replay(bare, memory, reader, args, teacher, task, accelerator)
     accuracy = update_recall(bare, memory, reader, args)
-    last = np.asarray(losses[-max(1, len(losses) // 10) :])  # (N, 3)
+    last = np.asarray(losses[-max(1, len(losses) // 10) :] or [[np.nan] * 3])  # (N, 3)
     loss, cross_entropy, distillation = last.mean(axis=0).tolist()
     return SleepReport(
         steps=args.sleep_steps,
@@ -219,7 +220,7 @@ def _replay(bare, memory, reader, args, teacher, task, accelerator) -> list[tupl
         pixel_values, labels = _batch(memory, indices, reader, args, (task, step), accelerator)
         with accelerator.autocast():
             logits = model(pixel_values=pixel_values).classifier_logits.float()  # (B, C)
-            cross_entropy = F.cross_entropy(logits, labels)
+            cross_entropy = F.cross_entropy(logits, labels, label_smoothing=args.label_smoothing_factor)
             distillation = _distillation(logits, pixel_values, labels, teacher, args.distillation_temperature)
             loss = cross_entropy + args.distillation_weight * distillation
         accelerator.backward(loss)

@@ -8,14 +8,15 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .codec import make_codec
+from .codec import DEFAULT_CODEC, Codec, make_codec
 from .history import HISTORY_NAME, History
 from .memory import SemiParametricMemory
+from .model_card import collect_facts, render_model_card
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .plots import save_history_plot
 from .training_args import ContinualTrainingArguments
 
-MEMORY_FOLDER = "memory"
+MEMORY_FOLDER, CARD_NAME = "memory", "README.md"
 CHECKPOINTS_FOLDER = "checkpoints"
 STAGE_FILES = (  # all that a stage holds, and all that is ever published of it
     "config.json",
@@ -23,8 +24,8 @@ STAGE_FILES = (  # all that a stage holds, and all that is ever published of it
     "*.safetensors.index.json",
     "preprocessor_config.json",
     "*_wakesleep.py",
-    "README.md",
-    "history.json",
+    CARD_NAME,
+    HISTORY_NAME,
     "history.png",
     "memory/*",
 )
@@ -41,12 +42,16 @@ class Stage:
         processor (`BaseImageProcessor`): Its image processor.
         history ([`History`]): Everything measured so far.
         memory ([`SemiParametricMemory`], *optional*): The memory, if the run keeps one.
+        args ([`ContinualTrainingArguments`], *optional*): Arguments of the run, for the card.
+        repo_id (`str`, *optional*): Repository that the stage will be published in, for the card.
     """
 
     model: WakeSleepForImageClassification
     processor: BaseImageProcessor
     history: History
     memory: SemiParametricMemory | None
+    args: ContinualTrainingArguments | None = None
+    repo_id: str | None = None
 
     def save(self, folder: str | Path) -> None:
         """Write the stage to `folder`, which must not exist; it appears when everything is in it."""
@@ -54,13 +59,21 @@ class Stage:
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
+        try:
+            self._write(temporary)
+            temporary.replace(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _write(self, temporary: Path) -> None:
         self.model.save_pretrained(temporary)
         self.processor.save_pretrained(temporary)
         self.history.save(temporary)
         save_history_plot(self.history, temporary)
+        facts = collect_facts(self.model, self.history, self.memory, self.args, self.repo_id)
+        (temporary / CARD_NAME).write_text(render_model_card(facts), encoding="utf-8")
         if self.memory is not None:
             self.memory.save(temporary / MEMORY_FOLDER)
-        temporary.replace(folder)
 
 
 def stage_name(number: int) -> str:
@@ -153,9 +166,8 @@ def initial_state(
     """
     if not model.config.classes:
         settings = {} if args.codec_quality is None else {"quality": args.codec_quality}
-        keeps_memory = args.memory_bytes != 0
-        memory = SemiParametricMemory(make_codec(args.codec, **settings), args.memory_bytes) if keeps_memory else None
-        return History(), memory
+        codec = make_codec(args.codec or DEFAULT_CODEC, **settings)
+        return History(), None if args.memory_bytes == 0 else SemiParametricMemory(codec, args.memory_bytes)
     folder = stage_folder(model)
     if not (folder / HISTORY_NAME).is_file():
         raise ValueError(
@@ -163,4 +175,26 @@ def initial_state(
             f"{model.name_or_path!r}, where it was loaded from. Load a whole stage, or start with a model without "
             "classes."
         )
-    return History.load(folder), load_memory(folder)
+    memory = load_memory(folder)
+    if args.memory_bytes == 0:
+        memory = None
+    elif memory is None:
+        raise ValueError(
+            f"The stage in {model.name_or_path!r} keeps no memory, so sleep would forget what it knows. Pass "
+            "`memory_budget='0'` and `sleep_steps=0`, or load a stage with a memory."
+        )
+    else:
+        _check_codec(memory.codec, args)
+        memory.set_budget(memory.budget if args.memory_bytes is None else args.memory_bytes)
+    return History.load(folder), memory
+
+
+def _check_codec(codec: Codec, args: ContinualTrainingArguments) -> None:
+    there = {"codec": codec.name, "codec_quality": codec.settings().get("quality")}
+    for name, value in there.items():
+        asked = getattr(args, name)
+        if asked not in (None, value):
+            raise ValueError(
+                f"The memory of the stage was written with `{name}` {value!r}, got {asked!r}. Leave it out to go on "
+                "with the same."
+            )

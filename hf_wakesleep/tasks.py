@@ -30,6 +30,16 @@ class Task:
     train_dataset: Dataset
     eval_dataset: Dataset
 
+    def fingerprint(self) -> dict:
+        """Return what identifies the task, JSON-able: name, classes, numbers of images, a digest of their labels."""
+        return {
+            "name": self.name,
+            "classes": list(self.classes),
+            "num_train": len(self.train_dataset),
+            "num_eval": len(self.eval_dataset),
+            "labels": _digest(self.train_dataset, self.eval_dataset),
+        }
+
 
 class TaskStream(Sequence):
     """A sequence of [`Task`], with what is needed to tell two streams apart.
@@ -45,6 +55,11 @@ class TaskStream(Sequence):
     def __init__(self, tasks: Sequence[Task], protocol: dict):
         if not tasks:
             raise ValueError("A stream must hold at least one task, got none.")
+        names = [task.name for task in tasks]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"Every task needs a name of its own, got {_shorten(names)}. Rename those that come twice."
+            )
         for task in tasks:
             for split, dataset in (("training", task.train_dataset), ("evaluation", task.eval_dataset)):
                 if len(dataset) == 0:
@@ -70,17 +85,8 @@ class TaskStream(Sequence):
         return tuple(name for task in self._tasks for name in task.new_classes)
 
     def fingerprints(self) -> list[dict]:
-        """Return what identifies each task: name, classes, numbers of images and a digest of their labels."""
-        return [
-            {
-                "name": task.name,
-                "classes": list(task.classes),
-                "num_train": len(task.train_dataset),
-                "num_eval": len(task.eval_dataset),
-                "labels": _digest(task.train_dataset, task.eval_dataset),
-            }
-            for task in self._tasks
-        ]
+        """Return what identifies each task."""
+        return [task.fingerprint() for task in self._tasks]
 
     def joint(self) -> "TaskStream":
         """Return a stream of one task that holds all the images of this one: the upper bound for any learner."""
@@ -119,11 +125,15 @@ class TaskStream(Sequence):
         Raises:
             ValueError: If names do not match, a task has no images, or a class comes again.
         """
+        for given in (splits, eval_splits or {}):
+            _check_splits(given)
+        if not splits:
+            raise ValueError("A stream must hold at least one task, got no split.")
         if eval_splits is not None and set(eval_splits) != set(splits):
             raise ValueError(
                 f"`eval_splits` must have the same names as `splits` ({sorted(splits)}), got {sorted(eval_splits)}."
             )
-        columns = _find_columns(next(iter(splits.values()), None), image_column, label_column)
+        columns = _find_columns(next(iter(splits.values())), image_column, label_column)
         names = _class_lists([*splits.values(), *(eval_splits or {}).values()], columns)
         tasks, known = [], []
         for name, dataset in splits.items():
@@ -138,7 +148,7 @@ class TaskStream(Sequence):
                 )
             known += classes
             tasks.append(Task(name, tuple(classes), tuple(classes), train, evaluation))
-        return cls(tasks, {"kind": "splits", "seed": seed, "dataset": hub_source(next(iter(splits.values())))})
+        return cls(tasks, {"kind": "splits", "seed": _plain(seed), "dataset": hub_source(next(iter(splits.values())))})
 
 
 class ClassIncrementalStream(TaskStream):
@@ -193,7 +203,9 @@ class ClassIncrementalStream(TaskStream):
                     eval_dataset=evaluation.select(np.flatnonzero(np.isin(eval_labels, indices))),
                 )
             )
-        super().__init__(tasks, {"kind": "class-incremental", "seed": seed, "dataset": hub_source(splits["train"])})
+        super().__init__(
+            tasks, {"kind": "class-incremental", "seed": _plain(seed), "dataset": hub_source(splits["train"])}
+        )
 
 
 class DomainIncrementalStream(TaskStream):
@@ -222,11 +234,15 @@ class DomainIncrementalStream(TaskStream):
         eval_fraction: float = 0.2,
     ):
         splits = _as_splits(dataset)
-        columns = _find_columns(splits["train"], image_column, label_column) | {"domain": by}
+        columns = _find_columns(splits["train"], image_column, label_column)
+        if by in columns.values():
+            raise ValueError(f"`by` must name a column of domains, but {by!r} holds the images or labels.")
+        columns["domain"] = find_column(splits["train"], "label", by)
         names = _class_lists(list(splits.values()), columns)
         train, evaluation = _train_and_eval(splits, columns, names, eval_fraction, seed or 0, where="the dataset")
         domains = names["domain"]
-        order = range(len(domains)) if seed is None else np.random.RandomState(seed).permutation(len(domains))
+        present = np.unique(label_array(train, "domain"))
+        order = present if seed is None else present[np.random.RandomState(seed).permutation(len(present))]
         train_domains, eval_domains = label_array(train, "domain"), label_array(evaluation, "domain")
         tasks, known = [], []
         for index in order:
@@ -237,8 +253,17 @@ class DomainIncrementalStream(TaskStream):
             known += new
             _check_trained(task_eval, known, where=f"the domain {domains[index]!r}, or of one before,")
             tasks.append(Task(domains[index], tuple(classes), tuple(new), task_train, task_eval))
-        protocol = {"kind": "domain-incremental", "by": by, "seed": seed, "dataset": hub_source(splits["train"])}
+        protocol = {
+            "kind": "domain-incremental",
+            "by": by,
+            "seed": _plain(seed),
+            "dataset": hub_source(splits["train"]),
+        }
         super().__init__(tasks, protocol)
+
+
+def _plain(seed: int | None) -> int | None:
+    return None if seed is None else int(seed)
 
 
 def _shorten(names: Sequence[str], most: int = 5) -> str:
@@ -279,21 +304,27 @@ def _task_sizes(num_classes: int, num_tasks: int | None, classes_per_task: Seque
 def _as_splits(dataset: Dataset | DatasetDict) -> dict[str, Dataset]:
     if isinstance(dataset, Dataset):
         return {"train": dataset}
-    if not isinstance(dataset, Mapping):
-        raise TypeError(
-            f"Expected a `datasets.Dataset` or `DatasetDict`, got {type(dataset).__name__}. Load it with "
-            "`datasets.load_dataset(...)`; a streaming dataset must be materialised first."
-        )
+    _check_splits(dataset)
     if "train" not in dataset:
         raise ValueError(f"Expected a split 'train', found {sorted(dataset)}. Rename the split or pass a `Dataset`.")
     evaluation = next((name for name in EVAL_SPLITS if name in dataset), None)
     return {"train": dataset["train"]} | ({} if evaluation is None else {"test": dataset[evaluation]})
 
 
-def _find_columns(dataset: Dataset | None, image_column: str | None, label_column: str | None) -> dict[str, str]:
+def _check_splits(splits: Mapping[str, Dataset]) -> None:
+    if isinstance(splits, Mapping):
+        wrong = [type(split).__name__ for split in splits.values() if not isinstance(split, Dataset)]
+    else:
+        wrong = [type(splits).__name__]
+    if wrong:
+        raise TypeError(
+            f"Expected a `datasets.Dataset` or `DatasetDict`, got {wrong[0]}. Load it with "
+            "`datasets.load_dataset(...)`; a streaming dataset must be materialised first."
+        )
+
+
+def _find_columns(dataset: Dataset, image_column: str | None, label_column: str | None) -> dict[str, str]:
     """Return from the stream's names of columns, `image` and `label`, to those of the dataset."""
-    if dataset is None:
-        raise ValueError("A stream must hold at least one task, got no split.")
     return {"image": find_column(dataset, "image", image_column), "label": find_column(dataset, "label", label_column)}
 
 

@@ -16,9 +16,9 @@ def parse_bytes(size: str | int | None) -> int | None:
     Raises:
         ValueError: If it is not a size.
     """
-    if size is None or isinstance(size, int):
-        return size
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B?)\s*", size.upper())
+    if size is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B?)\s*", str(size).upper())
     if match is None or match[2] not in _UNITS:
         raise ValueError(f"Expected a size such as '20MB', '512KB' or 1000000 (bytes), got {size!r}.")
     return int(float(match[1]) * _UNITS[match[2]])
@@ -35,13 +35,17 @@ class ContinualTrainingArguments(TrainingArguments):
     memory_budget: str | None = field(
         default=None,
         metadata={
-            "help": "Bytes for everything learned from the stream that must be kept to go on, such as '20MB'. "
-            "No limit by default; '0' keeps no memory at all."
+            "help": "Bytes for everything learned from the stream that must be kept to go on, such as '20MB'. By "
+            "default no limit, or that of the stage that the model was loaded from; '0' keeps no memory at all."
         },
     )
-    codec: str = field(
-        default="webp",
-        metadata={"help": "How memories are coded: 'webp', or 'raw' for pixels.", "choices": sorted(CODECS)},
+    codec: str | None = field(
+        default=None,
+        metadata={
+            "help": "How memories are coded: 'webp', or 'raw' for pixels. By default 'webp', or as the stage that the "
+            "model was loaded from does.",
+            "choices": sorted(CODECS),
+        },
     )
     codec_quality: int | None = field(
         default=None, metadata={"help": "Quality of the codec, if it has one (WebP: 0..100). Its own by default."}
@@ -127,8 +131,16 @@ class ContinualTrainingArguments(TrainingArguments):
                 raise ValueError(f"`{name}` must be {expected}, got {getattr(self, name)}.")
         for name in ("codec", "wake_plasticity", "sleep_plasticity", "augmentation"):
             choices = self.__dataclass_fields__[name].metadata["choices"]
-            if getattr(self, name) not in choices:
+            if getattr(self, name) not in [*choices, *([None] if name == "codec" else [])]:
                 raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
+        if self.codec_quality is not None and self.codec == "raw":
+            raise ValueError("`codec_quality` is the quality of WebP, but `codec` is 'raw'. Leave one of them out.")
+        for name in ("load_best_model_at_end", "prediction_loss_only"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"`{name}` cannot be used: sleep follows the last step of wake, and every stage is evaluated. "
+                    "Leave it out."
+                )
         if self.memory_bytes == 0 and (self.sleep_steps or self.wake_replay):
             raise ValueError(
                 "Sleep and wake replay read from memory, but `memory_budget` is 0. Pass `sleep_steps=0` and "

@@ -83,14 +83,14 @@ class WakePass:
         trial.budget = memory.budget
         trial.write(codes, range(len(memory.classes), len(trial.classes)), task=0)
 
-    def probe(self, train_images: TaskImages, eval_images: TaskImages) -> float:
+    def probe(self, train_images: TaskImages, eval_images: TaskImages, num_classes: int) -> float:
         """Return the accuracy of recall, fitted to one task alone, with the features as they are.
 
         Args:
             train_images ([`TaskImages`]): What recall is fitted to.
             eval_images ([`TaskImages`]): What it is tested on.
+            num_classes (`int`): Number of classes that the labels of both count.
         """
-        num_classes = len(train_images.head_index)
         recall = Recall(self.model.head.feature_dim, num_classes, self.model.config.recall_shrinkage)
         recall.to(self.model.device)
         for _, features, labels in self._batches(train_images, "forward transfer: fitting"):

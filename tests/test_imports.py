@@ -33,6 +33,7 @@ ORDER = [
     "protocol",
     "wake",
     "sleep",
+    "classifier_trainer",
     "callbacks",
     "trainer",
 ]

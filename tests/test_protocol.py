@@ -1,12 +1,21 @@
 """What two runs must share, and which tasks are behind a history."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import make_images
 from test_history import make_history
 
-from hf_wakesleep import ClassIncrementalStream
+from hf_wakesleep import (
+    ClassIncrementalStream,
+    DomainIncrementalStream,
+    History,
+    RawCodec,
+    SemiParametricMemory,
+    TaskStream,
+)
 from hf_wakesleep.protocol import align_tasks, check_same_run, make_protocol
 
 
@@ -16,38 +25,65 @@ def stream():
     return ClassIncrementalStream(make_images([0, 1, 2, 3] * 5, names), num_tasks=4)
 
 
-def test_a_protocol_is_that_of_its_own_run(make_model, make_args, stream):
-    protocol = make_protocol(make_model(), make_args(), stream)
-    check_same_run(Path("out"), protocol, make_protocol(make_model(seed=1), make_args(sleep_steps=9), stream))
+def history_of(stream, count) -> History:
+    """Return the history of a run that has learned the first tasks of a stream."""
+    history = make_history(rows=[[0.5] * (number + 1) for number in range(count)])
+    for record, task in zip(history.records, stream, strict=False):
+        record.classes, record.new_classes = list(task.classes), list(task.new_classes)
+        record.fingerprint = task.fingerprint()
+    return history
+
+
+def memory_of(budget=None):
+    return SemiParametricMemory(RawCodec(), budget)
+
+
+def test_a_protocol_is_that_of_its_own_run_at_every_task(make_model, make_args, stream):
+    protocol = make_protocol(make_model(), make_args(), stream, History(), memory_of())
+    assert json.loads(json.dumps(protocol)) == protocol
+    for count in (0, 2, 4):
+        later = make_protocol(
+            make_model(seed=1), make_args(sleep_steps=9), stream, history_of(stream, count), memory_of()
+        )
+        check_same_run(Path("out"), protocol, later)
 
 
 def test_every_difference_is_named(make_model, make_args, stream):
-    there = make_protocol(make_model(), make_args(), stream)
-    other = ClassIncrementalStream(make_images([0, 1, 2, 3] * 5, "abcd"), num_tasks=4, seed=1)
-    here = make_protocol(make_model(image_size=16), make_args(seed=1, codec="raw", memory_budget="1MB"), other)
+    there = make_protocol(make_model(), make_args(), stream, History(), memory_of())
+    other = ClassIncrementalStream(make_images([0, 1, 2, 3] * 5, "abcd"), num_tasks=4, seed=np.int64(1))
+    here = make_protocol(make_model(image_size=16), make_args(seed=1), other, History(), memory_of(1_000_000))
     with pytest.raises(ValueError, match="belongs to another run") as error:
         check_same_run(Path("out"), there, here)
-    for part in (
-        "seed is 42 there, 1 here",
-        "codec is",
-        "memory_budget is None there, 1000000",
-        "image_size",
-        "tasks[0]",
-    ):
+    for part in ("seed is 42 there, 1 here", "memory.budget is None there, 1000000", "image_size", "tasks[0]"):
         assert part in str(error.value)
 
 
 def test_finished_tasks_are_found_at_the_start_of_the_whole_stream(stream):
-    assert align_tasks(stream, make_history()) == list(stream)
+    assert align_tasks(stream, history_of(stream, 3)) == list(stream)
 
 
-def test_new_tasks_come_after_the_finished_ones():
+def test_new_tasks_come_after_the_finished_ones(stream):
     new = ClassIncrementalStream(make_images([0, 1] * 5, ["x", "y"]), num_tasks=2)
-    assert align_tasks(new, make_history()) == [None, None, None, *new]
+    assert align_tasks(new, history_of(stream, 3)) == [None, None, None, *new]
+    later = TaskStream(stream[1:], stream.protocol)
+    for count in (1, 2, 3, 4):
+        assert align_tasks(later, history_of(stream, count)) == [None, *later]
 
 
-def test_a_stream_in_another_order_is_refused():
+def test_a_stream_in_another_order_is_refused(stream):
     names = ["class 3", "class 2", "class 1", "class 4"]
     other = ClassIncrementalStream(make_images([0, 1, 2, 3] * 5, names), num_tasks=4)
-    with pytest.raises(ValueError, match="3 of its classes are known already"):
-        align_tasks(other, make_history())
+    with pytest.raises(ValueError, match="3 of its classes or domains are known already"):
+        align_tasks(other, history_of(stream, 3))
+
+
+def test_a_new_domain_of_known_classes_is_new_and_a_known_one_is_refused():
+    def domain(name):
+        images = make_images([0, 1] * 5, ["x", "y"])
+        return DomainIncrementalStream(images.add_column("domain", [name] * 10))
+
+    history = history_of(domain("a"), 1)
+    assert [task and task.name for task in align_tasks(domain("b"), history)] == [None, "b"]
+    changed = DomainIncrementalStream(make_images([0, 1] * 6, ["x", "y"]).add_column("domain", ["a"] * 12))
+    with pytest.raises(ValueError, match=r"known already \(\['a'\]\)"):
+        align_tasks(changed, history)

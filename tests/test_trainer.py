@@ -200,8 +200,13 @@ def test_another_run_in_the_output_folder_is_refused(make_trainer, make_stream, 
     other = make_stream(num_tasks=4)
     with pytest.raises(ValueError, match=r"Differences: stream.tasks has 2 entries there, 4 here"):
         make_trainer(stream=other).train(resume_from_checkpoint=True)
-    with pytest.raises(ValueError, match=r"codec is 'webp' there, 'raw' here"):
+    with pytest.raises(ValueError, match=r"memory.codec is 'webp' there, 'raw' here"):
         make_trainer(codec="raw").train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match=r"memory.quality is 50 there, 90 here"):
+        make_trainer(codec_quality=90).train(resume_from_checkpoint=True)
+    make_trainer(output_dir="second").train()
+    with pytest.raises(ValueError, match="holds another run"):
+        make_trainer().train(resume_from_checkpoint=str(tmp_path / "second" / "task-01"))
     assert (tmp_path / "out" / "history.json").read_text() == before
 
 
@@ -296,7 +301,7 @@ def test_known_classes_in_a_new_stream_are_refused(make_trainer, make_stream, tm
     make_trainer().train()
     model = WakeSleepForImageClassification.from_pretrained(tmp_path / "out" / "task-02")
     stream = ClassIncrementalStream(digits_of([0, 9], 10), num_tasks=2)
-    with pytest.raises(ValueError, match="its classes are known already"):
+    with pytest.raises(ValueError, match="1 of its classes or domains are known already"):
         make_trainer(output_dir="other", model=model, stream=stream)
 
 
@@ -333,3 +338,154 @@ def test_images_of_a_task_are_counted_not_padded(make_trainer):
     trainer.train()
     assert len(trainer.memory) == 13
     assert sorted(trainer.memory.labels.tolist()) == [0] * 7 + [1] * 6
+
+
+def test_tasks_of_a_later_stream_are_kept_apart_from_earlier_ones_of_the_same_name(make_trainer, tmp_path):
+    settings = {"num_train_epochs": 4, "sleep_steps": 60}
+    make_trainer(**settings).train()
+    model = WakeSleepForImageClassification.from_pretrained(tmp_path / "out" / "task-02")
+    stream = ClassIncrementalStream(digits_of([6, 7, 8, 9], 50), num_tasks=2, seed=0)
+    trainer = make_trainer(output_dir="more", model=model, stream=stream, **settings)
+    trainer.train()
+    assert [record.name for record in trainer.history.records] == ["task-01", "task-02", "task-03", "task-04"]
+    matrix = trainer.history.accuracy_matrix
+    unknown = [[math.isnan(value) for value in row] for row in matrix[2:]]
+    assert unknown == [[True, True, False], [True, True, False, False]]
+    model = WakeSleepForImageClassification.from_pretrained(tmp_path / "out" / "task-02")
+    again = make_trainer(output_dir="more", model=model, stream=stream, **settings)
+    again.train(resume_from_checkpoint=True)
+    assert_same_end(trainer, again)
+
+
+def test_a_stage_that_goes_on_with_a_new_stream_can_be_stopped_and_resumed(make_trainer, tmp_path):
+    make_trainer().train()
+    stream = ClassIncrementalStream(digits_of([6, 7, 8, 9], 30), num_tasks=2, seed=0)
+    settings = {"stream": stream, "save_strategy": "steps", "save_steps": 1, "num_train_epochs": 2}
+
+    def build(folder):
+        model = WakeSleepForImageClassification.from_pretrained(tmp_path / "out" / "task-02")
+        return make_trainer(output_dir=folder, model=model, **settings)
+
+    whole = build("whole")
+    whole.train()
+    for task, step in ((2, 2), (3, 2)):
+        stopped = build(f"stopped-{task}")
+        stopped.add_callback(StopAt(stopped, task, step))
+        with pytest.raises(StopError):
+            stopped.train()
+        resumed = build(f"stopped-{task}")
+        resumed.train(resume_from_checkpoint=True)
+        assert_same_end(whole, resumed)
+
+
+def test_a_checkpoint_inside_the_first_task_belongs_to_its_run(make_trainer, make_stream):
+    settings = {"save_strategy": "steps", "save_steps": 1}
+    stopped = make_trainer(**settings)
+    stopped.add_callback(StopAt(stopped, 0, 2))
+    with pytest.raises(StopError):
+        stopped.train()
+    with pytest.raises(RuntimeError, match="stopped inside task 1"):
+        stopped.train()
+    with pytest.raises(ValueError, match="stopped inside a task"):
+        make_trainer(**settings).train()
+    with pytest.raises(ValueError, match=r"stream.seed is 3 there, 4 here"):
+        make_trainer(stream=make_stream(seed=4), **settings).train(resume_from_checkpoint=True)
+    make_trainer(**settings).train(resume_from_checkpoint=True)
+
+
+def test_a_stage_keeps_its_codec_and_takes_a_new_budget(make_trainer, tmp_path):
+    first = make_trainer(memory_budget="40KB", codec="raw")
+    first.train()
+
+    def build(**args):
+        model = WakeSleepForImageClassification.from_pretrained(tmp_path / "out" / "task-02")
+        stream = ClassIncrementalStream(digits_of([8, 9], 30), num_tasks=1)
+        return make_trainer(output_dir="next", model=model, stream=stream, **args)
+
+    assert build().memory.budget == 40_000
+    with pytest.raises(ValueError, match="written with `codec` 'raw', got 'webp'"):
+        build(codec="webp")
+    smaller = build(memory_budget="20KB")
+    assert smaller.memory.num_bytes.total <= 20_000
+    smaller.train()
+    assert smaller.memory.num_bytes.total <= 20_000
+    assert set(smaller.memory.labels) == set(range(6))
+
+
+def test_a_stage_without_memory_is_not_slept_on(make_trainer, tmp_path):
+    make_trainer(memory_budget="0", sleep_steps=0).train()
+    model = WakeSleepForImageClassification.from_pretrained(tmp_path / "out" / "task-02")
+    stream = ClassIncrementalStream(digits_of([8, 9], 30), num_tasks=1)
+    with pytest.raises(ValueError, match="keeps no memory"):
+        make_trainer(output_dir="next", model=model, stream=stream)
+
+
+def test_evaluation_takes_the_images_of_a_task_and_a_stage_knows_its_own(make_trainer, make_stream, tmp_path):
+    trainer = make_trainer(num_train_epochs=2, sleep_steps=40)
+    trainer.train()
+    task = trainer.stream[0]
+    expected = trainer.history.accuracy_matrix[-1][0]
+    assert trainer.evaluate(task.eval_dataset)["eval_accuracy"] == expected
+    assert trainer.predict(task.eval_dataset).metrics["test_accuracy"] == expected
+    model = WakeSleepForImageClassification.from_pretrained(tmp_path / "out" / "task-02")
+    metrics = make_trainer(output_dir="new", model=model).evaluate()
+    assert metrics["eval_task-01_accuracy"] == expected
+    with pytest.raises(ValueError, match=r"are of \['9'\] too"):
+        trainer.evaluate(ClassIncrementalStream(digits_of([9], 10), num_tasks=1)[0].eval_dataset)
+
+
+def test_without_the_sleep_callback_recall_of_features_that_are_gone_is_not_trusted(make_trainer):
+    trainer = make_trainer(memory_budget="0", sleep_steps=0)
+    trainer.remove_callback(SleepCallback)
+    trainer.train()
+    assert trainer.model.config.recall_weight == 0
+
+
+def test_label_smoothing_trains_the_classifier_not_the_mix(make_trainer, make_model):
+    model = make_model(recall_weight=1.0)
+    trainer = make_trainer(
+        model=model,
+        label_smoothing_factor=0.1,
+        memory_budget="0",
+        sleep_steps=0,
+        num_train_epochs=10,
+        recall_weight=0.0,
+    )
+    trainer.train()
+    assert trainer.history.accuracy_matrix[0][0] > 0.9
+
+
+def test_an_optimizer_of_ones_own_is_used(make_trainer):
+    trainer = make_trainer(backbone_learning_rate_ratio=0.1)
+    trainer.optimizer_cls_and_kwargs = (torch.optim.SGD, {"lr": 0.5})
+    assert isinstance(trainer.create_optimizer(), torch.optim.SGD)
+    assert {group["lr"] for group in trainer.optimizer.param_groups} == {0.5, 0.05}
+    with pytest.raises(ValueError, match="`optimizers` cannot be passed"):
+        ContinualTrainer(
+            model=trainer.model, args=trainer.args, stream=trainer.stream, optimizers=(trainer.optimizer, None)
+        )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gradient_accumulation_steps": 3, "dataloader_num_workers": 2},
+        {"bf16": True, "use_cpu": True},
+        {"eval_strategy": "epoch", "logging_steps": 1},
+        {"gradient_checkpointing": True},
+        {"classifier": "cosine"},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_arguments_of_the_trainer_work_as_usual(make_trainer, make_model, settings):
+    model = make_model(classifier=settings.pop("classifier", "linear"))
+    trainer = make_trainer(model=model, num_train_epochs=2, **settings)
+    trainer.train()
+    assert len(trainer.history) == 2
+    assert all(not value.isnan().any() for value in trainer.model.state_dict().values() if value.is_floating_point())
+
+
+def test_a_processor_of_another_size_is_refused(make_trainer, make_model, make_args, make_stream):
+    processor = make_trainer().processing_class.__class__(size={"height": 16, "width": 16})
+    with pytest.raises(ValueError, match="square images of 8 pixels, .* got 16 x 16"):
+        ContinualTrainer(model=make_model(), args=make_args(), stream=make_stream(), processing_class=processor)

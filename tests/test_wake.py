@@ -54,7 +54,7 @@ def test_a_probe_fits_recall_to_one_task_and_changes_nothing(awake):
     wake, _, (train, evaluation) = awake
     before = copy.deepcopy(wake.model)
     wake.model.train()
-    assert wake.probe(train, evaluation) > 0.7
+    assert wake.probe(train, evaluation, num_classes=4) > 0.7
     assert equal_states(wake.model, before)
     assert wake.model.training
 

@@ -1,0 +1,231 @@
+"""Stages on the Hub: over HTTP, with the unmodified client, against a local endpoint."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hub_endpoint import HubEndpoint, client_environment
+
+from hf_wakesleep.hub import Outbox, push_pending
+
+ROOT = Path(__file__).parents[1]
+TRAIN = str(ROOT / "examples" / "train_cil.py")
+CONTINUE = str(ROOT / "examples" / "continue_from_hub.py")
+SHORT = ["--num_train_epochs", "1", "--sleep_steps", "10", "--num_tasks", "3", "--disable_tqdm", "true"]
+SHORT += ["--augmentation", "crop"]
+REPO = "local/digits"
+TAGS = ["task-01", "task-02", "task-03"]
+
+
+@pytest.fixture
+def hub(tmp_path):
+    with HubEndpoint(tmp_path / "hub") as endpoint:
+        yield endpoint
+
+
+def environment(hub, **changes) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    return {**inherited, **client_environment(hub), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **changes}
+
+
+def run(hub, *command, cwd, succeeds=True, **changes) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=cwd,
+        env=environment(hub, **changes),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode == 0) == succeeds, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+def train(hub, cwd, *args, repo=REPO):
+    pushing = ["--push_to_hub", "true", "--hub_model_id", repo] if repo else []
+    return run(hub, TRAIN, *SHORT, *pushing, *args, cwd=cwd)
+
+
+def git(hub, *command) -> str:
+    folder = str(hub.git_folder(REPO, "model"))
+    return subprocess.run(["git", "-C", folder, *command], capture_output=True, text=True, check=True).stdout
+
+
+def assert_all_stages_arrived(hub, output_dir: Path):
+    """One commit and one tag for each stage, in their order, with the history of that stage."""
+    commits = [
+        commit for commit in git(hub, "log", "--format=%H %s", "--reverse", "main").splitlines() if "task-" in commit
+    ]
+    assert [commit.split()[1].rstrip(":") for commit in commits] == TAGS
+    for tag, commit in zip(TAGS, commits, strict=True):
+        assert git(hub, "rev-parse", f"{tag}^{{commit}}").strip() == commit.split()[0]
+        assert git(hub, "show", f"{tag}:history.json") == (output_dir / tag / "history.json").read_text()
+    assert list(Outbox.load(output_dir).published) == TAGS
+    git(hub, "fsck", "--strict")
+
+
+LOAD = """
+import sys, torch
+from hf_wakesleep import SemiParametricMemory, WakeSleepForImageClassification
+for tag in ("task-01", "task-02", "task-03"):
+    there = WakeSleepForImageClassification.from_pretrained("local/digits", revision=tag)
+    here = WakeSleepForImageClassification.from_pretrained(f"out/digits/{tag}")
+    assert there.config.classes == here.config.classes
+    one, two = there.state_dict(), here.state_dict()
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+print("weights are equal", flush=True)
+sys.stdin.readline()
+memory = SemiParametricMemory.from_pretrained("local/digits", revision="task-02")
+local = SemiParametricMemory.from_pretrained("out/digits/task-02")
+assert memory.num_bytes == local.num_bytes
+assert torch.equal(memory.read(range(len(memory)))[0], local.read(range(len(local)))[0])
+"""
+
+
+def test_every_stage_arrives_as_one_commit_and_tag_and_loads_back(hub, tmp_path):
+    train(hub, tmp_path)
+    out = tmp_path / "out" / "digits"
+    assert_all_stages_arrived(hub, out)
+    assert "pooled accuracy" in git(hub, "tag", "-n", "-l", "task-02")
+    names = set(git(hub, "ls-tree", "-r", "--name-only", "task-03").split()) - {".gitattributes"}
+    assert names == {str(path.relative_to(out / "task-03")) for path in (out / "task-03").rglob("*") if path.is_file()}
+    for path in ["hub.json", *(f"task-03/{name}" for name in names if name.endswith((".json", ".md", ".py")))]:
+        text = (out / path).read_text()
+        assert str(tmp_path) not in text
+        assert environment(hub)["HF_TOKEN"] not in text
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOAD], cwd=tmp_path, env=environment(hub), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    seen = len(hub.requests)
+    assert process.stdout.readline().strip() == b"weights are equal"
+    fetched = [path for method, path, _ in hub.requests[seen:] if method == "GET" and "/resolve/" in path]
+    assert any("model.safetensors" in path for path in fetched)
+    assert not any("memory" in path for path in fetched)
+    process.communicate(b"\n")
+    assert process.returncode == 0
+
+
+WITHOUT_PACKAGE = """
+import importlib.util, sys
+assert importlib.util.find_spec("hf_wakesleep") is None
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+classify = pipeline("image-classification", model="local/digits", revision="task-02", trust_remote_code=True)
+print(sorted(answer["label"] for answer in classify(Image.new("L", (8, 8)), top_k=7)))
+model = AutoModelForImageClassification.from_pretrained("local/digits", revision="task-03", trust_remote_code=True)
+print(model.config.num_labels, AutoImageProcessor.from_pretrained("local/digits").crop_size["height"])
+assert "hf_wakesleep" not in sys.modules
+"""
+
+
+def test_a_stage_works_where_the_package_is_not_installed(hub, tmp_path):
+    """A second virtual environment that shares the installed packages, but not this one."""
+    train(hub, tmp_path)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    (packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    shared = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    (packages / "shared.pth").write_text("\n".join(shared))
+    settings = environment(hub)
+    del settings["PYTHONPATH"]
+    done = subprocess.run(
+        [str(tmp_path / "venv" / "bin" / "python"), "-c", WITHOUT_PACKAGE],
+        cwd=tmp_path / "venv",
+        env=settings,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    history = json.loads((tmp_path / "out" / "digits" / "history.json").read_text())
+    assert done.stdout.splitlines() == [str(sorted(history["classes"][:7])), "10 8"]
+
+
+def test_a_failing_hub_stops_nothing_and_gets_every_stage_in_its_order(hub, tmp_path):
+    with hub.outage():
+        train(hub, tmp_path, "--hub_private_repo", "true")
+    out = tmp_path / "out" / "digits"
+    assert [path.name for path in sorted(out.glob("task-*"))] == TAGS
+    assert Outbox.load(out).published == {}
+    hub.fail(status=500, share=0.3, seed=0)
+    for _ in range(5):
+        done = subprocess.run(
+            [sys.executable, "-m", "hf_wakesleep.hub", "push", str(out)],
+            cwd=tmp_path,
+            env=environment(hub),
+            check=False,
+        )
+        if done.returncode == 0:
+            break
+    hub.clear()
+    assert_all_stages_arrived(hub, out)
+
+
+def test_an_upload_that_is_killed_is_taken_up_again(hub, tmp_path):
+    with hub.outage():
+        train(hub, tmp_path)
+    out = tmp_path / "out" / "digits"
+    command = [sys.executable, "-m", "hf_wakesleep.hub", "push", str(out)]
+    hub.delay(0.15)
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(hub))
+    deadline = time.monotonic() + 60
+    while not any("/commit/" in path for _, path, _ in hub.requests) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    hub.clear()
+    assert len(Outbox.load(out).published) < 3
+    run(hub, "-m", "hf_wakesleep.hub", "push", str(out), cwd=tmp_path)
+    assert_all_stages_arrived(hub, out)
+    run(hub, "-m", "hf_wakesleep.hub", "push", str(out), cwd=tmp_path)  # nothing is left to do
+
+
+def test_another_run_in_the_repository_is_left_alone(hub, tmp_path):
+    train(hub, tmp_path)
+    before = git(hub, "rev-parse", "main", *TAGS)
+    (tmp_path / "other").mkdir()
+    done = train(hub, tmp_path / "other", "--seed", "7")
+    assert "has a tag 'task-01' of another run" in done.stderr
+    assert git(hub, "rev-parse", "main", *TAGS) == before
+
+
+def test_a_stage_from_the_hub_is_taught_elsewhere_as_if_nothing_had_happened(hub, tmp_path):
+    train(hub, tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    args = [REPO, "--revision", "task-02", *SHORT, "--output_dir", "next"]
+    run(hub, CONTINUE, *args, "--push_to_hub", "true", "--hub_model_id", "local/next", cwd=tmp_path / "elsewhere")
+    from safetensors.torch import load_file
+
+    here = load_file(tmp_path / "elsewhere" / "next" / "task-03" / "model.safetensors")
+    whole = load_file(tmp_path / "out" / "digits" / "task-03" / "model.safetensors")
+    assert here.keys() == whole.keys()
+    assert all(here[name].equal(whole[name]) for name in here)
+    content = json.loads((tmp_path / "elsewhere" / "next" / "history.json").read_text())
+    uninterrupted = json.loads((tmp_path / "out" / "digits" / "history.json").read_text())
+    assert content["classes"] == uninterrupted["classes"]
+    assert content["accuracy_matrix"][:2] == uninterrupted["accuracy_matrix"][:2]
+    assert content["accuracy_matrix"][2] == [None, None, uninterrupted["accuracy_matrix"][2][2]]
+    folder = str(hub.git_folder("local/next", "model"))
+    assert (
+        subprocess.run(["git", "-C", folder, "tag"], capture_output=True, text=True, check=True).stdout == "task-03\n"
+    )
+
+
+def test_a_folder_without_an_outbox_is_one_clear_error(tmp_path):
+    with pytest.raises(ValueError, match=r"Expected .*hub\.json, which does not exist"):
+        push_pending(tmp_path)
+    (tmp_path / "hub.json").write_text("[1]")
+    with pytest.raises(ValueError, match="does not hold one"):
+        push_pending(tmp_path)
+
+
+def test_an_outbox_survives_and_holds_no_token(tmp_path):
+    outbox = Outbox("me/digits", revision="dev", private=True, published={"task-01": "abc"})
+    outbox.save(tmp_path)
+    assert Outbox.load(tmp_path) == outbox
+    assert json.loads((tmp_path / "hub.json").read_text()).keys() == {"repo_id", "revision", "private", "published"}
