@@ -87,6 +87,18 @@ def test_an_empty_batch_changes_nothing():
     assert all(torch.equal(before[name], value) for name, value in recall.state_dict().items())
 
 
+def test_statistics_keep_their_precision_in_half_precision():
+    recall = Recall(D, 4, 0.3)
+    features, labels = features_and_labels()
+    recall.update(1000 * features, labels)
+    before = recall(1000 * features)
+    recall.half()
+    assert recall.scatter.dtype == torch.float32
+    assert torch.equal(recall(1000 * features), before)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert recall(1000 * features).dtype == torch.float32
+
+
 def test_num_bytes_counts_every_statistic():
     recall = Recall(D, 4, 0.3)
     assert recall.num_bytes == 4 * 8 + 4 * D * 4 + D * D * 4

@@ -28,6 +28,21 @@ def test_every_mode_becomes_rgb(mode):
     assert (np.asarray(image) == 255).all()
 
 
+def test_an_image_stands_upright_as_its_exif_data_says():
+    image = Image.new("RGB", (4, 3))
+    exif = image.getexif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", exif=exif)
+    assert open_image({"bytes": buffer.getvalue(), "path": None}, "image 0").size == (3, 4)
+
+
+def test_an_image_that_is_a_bomb_is_named(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ValueError, match="image 7 cannot be read"):
+        open_image(encoded(Image.new("L", (64, 64))), "image 7")
+
+
 def test_sixteen_bit_grey_keeps_its_upper_bits():
     grey = Image.fromarray(np.asarray([[0, 256 * 7 + 5, 65535]], dtype=np.uint16))
     assert np.asarray(to_rgb(grey))[0, :, 0].tolist() == [0, 7, 255]

@@ -49,7 +49,21 @@ def test_the_budget_holds_at_all_times_and_classes_stay_balanced(tasks, extra, s
         assert not full.any()
 
 
-def test_every_byte_on_disk_is_counted(tmp_path):
+@pytest.mark.parametrize("per_class", [(1,), (5, 5), (40,) * 25, (1,) * 3000, (30,) * 1000], ids=len)
+@pytest.mark.parametrize("num_tasks", [1, 100])
+def test_every_byte_on_disk_is_counted(tmp_path, per_class, num_tasks):
+    memory = SemiParametricMemory(RawCodec())
+    memory.add_classes([f"class {index}" for index in range(len(per_class))], statistics_bytes=0)
+    labels = np.repeat(np.arange(len(per_class)), per_class)
+    for task in range(num_tasks):
+        part = labels[labels % num_tasks == task]
+        memory.write([bytes(50)] * len(part), part, task)
+    memory.save(tmp_path)
+    on_disk = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert on_disk <= memory.num_bytes.total <= 1.5 * on_disk + 2048
+
+
+def test_every_byte_of_webp_codes_is_counted(tmp_path):
     for per_class in [(1,), (5, 5), (40,) * 25]:
         memory = filled(per_class=per_class, codec=WebPCodec())
         memory.save(tmp_path)
@@ -78,6 +92,26 @@ def test_a_budget_too_small_for_one_code_per_class_changes_nothing():
     with pytest.raises(ValueError, match="memory_budget"):
         memory.add_classes(["newer"], statistics_bytes=30_000)
     assert memory.classes == [*before[2], "new"]
+
+
+def test_a_class_keeps_its_smallest_code_if_its_first_does_not_fit():
+    memory = SemiParametricMemory(RawCodec(), None, ["a", "b"])
+    codes = [bytes([index]) * size for index, size in enumerate([900, 20, 900, 900, 30, 900])]
+    memory.budget = memory.num_bytes.total + 20 + 30 + 2 * 8
+    memory.write(codes, [0, 0, 0, 1, 1, 1], task=0)
+    assert memory.labels.tolist() == [0, 1]
+    assert memory.num_bytes.total == memory.budget
+
+
+def test_a_smaller_budget_drops_codes_and_one_too_small_changes_nothing():
+    memory = filled()
+    memory.set_budget(memory.num_bytes.total - 400)
+    assert len(memory) == 13
+    with pytest.raises(ValueError, match="memory_budget"):
+        memory.set_budget(500)
+    assert len(memory) == 13
+    memory.set_budget(None)
+    assert memory.budget is None
 
 
 def test_what_is_kept_does_not_depend_on_the_order_of_writing():
@@ -164,6 +198,7 @@ def test_a_corrupt_code_is_a_codec_error():
     [
         lambda folder: (folder / "codes.parquet").unlink(),
         lambda folder: (folder / "codes.parquet").write_bytes((folder / "codes.parquet").read_bytes()[:200]),
+        lambda folder: (folder / "codes.parquet").write_bytes((folder / "codes.parquet").read_bytes() + b"x"),
         lambda folder: (folder / "memory.json").write_text("{"),
         lambda folder: (folder / "memory.json").write_text("[]"),
         lambda folder: (folder / "memory.json").write_text(json.dumps({"codec": "raw"})),

@@ -1,5 +1,7 @@
 """Streams: every image in exactly one task, order by seed, no evaluation image in training."""
 
+import json
+
 import numpy as np
 import pytest
 from conftest import make_images
@@ -144,6 +146,47 @@ def test_other_things_than_datasets_are_refused():
         TaskStream([], {})
     with pytest.raises(ValueError, match="at least one task"):
         TaskStream.from_splits({})
+
+
+def test_streaming_datasets_are_refused():
+    streaming = make_images([0, 1], NAMES).to_iterable_dataset()
+    for build in (
+        lambda: ClassIncrementalStream(streaming, num_tasks=1),
+        lambda: ClassIncrementalStream({"train": streaming}, num_tasks=1),
+        lambda: TaskStream.from_splits({"a": streaming}),
+        lambda: TaskStream.from_splits(make_images([0, 1], NAMES)),
+    ):
+        with pytest.raises(TypeError, match="must be materialised first"):
+            build()
+
+
+def test_tasks_of_the_same_name_are_refused():
+    task = ClassIncrementalStream(splits_of([2, 2]), num_tasks=1)[0]
+    with pytest.raises(ValueError, match="a name of its own"):
+        TaskStream([task, task], {})
+
+
+def test_a_stream_of_numpy_numbers_has_a_protocol_of_plain_ones():
+    stream = ClassIncrementalStream(splits_of([2, 2]), num_tasks=np.int64(2), seed=np.int64(3))
+    assert json.loads(json.dumps(stream.protocol))["seed"] == 3
+
+
+def test_the_source_on_the_hub_is_part_of_the_protocol():
+    dataset = make_images([0, 1] * 5, NAMES)
+    assert ClassIncrementalStream(dataset, num_tasks=2).protocol["dataset"] is None
+    dataset.info.download_checksums = {"hf://datasets/me/things@abc123/data/train.parquet": {}}
+    source = ClassIncrementalStream(dataset, num_tasks=2).protocol["dataset"]
+    assert source == {"name": "me/things", "revision": "abc123"}
+
+
+def test_domains_without_images_are_left_out_and_the_label_is_no_domain():
+    images = make_images([0, 1] * 5, ["x", "y"])
+    dataset = images.add_column("domain", [2] * 10, feature=ClassLabel(names=["a", "b", "c"]))
+    assert [task.name for task in DomainIncrementalStream(dataset)] == ["c"]
+    with pytest.raises(ValueError, match="holds the images or labels"):
+        DomainIncrementalStream(dataset, by="label", label_column="label")
+    with pytest.raises(ValueError, match="Expected a column 'camera'"):
+        DomainIncrementalStream(dataset, by="camera")
 
 
 def test_splits_become_tasks_in_their_order():

@@ -24,6 +24,7 @@ OWN = [
         ("2GiB", 2**31),
         ("77", 77),
         (99, 99),
+        (2e7, 20_000_000),
         ("0", 0),
         (None, None),
     ],
@@ -69,6 +70,23 @@ def test_sleep_without_memory_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`memory_budget` is 0"):
         ContinualTrainingArguments(str(tmp_path), memory_budget="0")
     assert ContinualTrainingArguments(str(tmp_path), memory_budget="0", sleep_steps=0).memory_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codec": "raw", "codec_quality": 50}, "`codec_quality` is the quality of WebP"),
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"},
+            "`load_best_model_at_end`",
+        ),
+        ({"prediction_loss_only": True}, "`prediction_loss_only` cannot be used"),
+        ({"memory_budget": -5}, "Expected a size"),
+    ],
+)
+def test_arguments_that_do_not_fit_together_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        ContinualTrainingArguments(str(tmp_path), **changes)
 
 
 def test_all_fields_are_on_the_command_line(tmp_path):
