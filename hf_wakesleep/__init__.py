@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from .codec import Codec, CodecError, RawCodec, WebPCodec
     from .head_wakesleep import SemiParametricHead
     from .history import History
+    from .hub import push_card, push_pending
     from .memory import MemoryBytes, SemiParametricMemory
+    from .model_card import CardFacts, collect_facts, render_model_card
     from .modeling_wakesleep import WakeSleepOutput
     from .sleep import SleepReport, consolidate
     from .tasks import ClassIncrementalStream, DomainIncrementalStream, Task, TaskStream
@@ -28,7 +30,9 @@ _MODULES = {
     "codec": ["Codec", "CodecError", "RawCodec", "WebPCodec"],
     "head_wakesleep": ["SemiParametricHead"],
     "history": ["History"],
+    "hub": ["push_card", "push_pending"],
     "memory": ["MemoryBytes", "SemiParametricMemory"],
+    "model_card": ["CardFacts", "collect_facts", "render_model_card"],
     "modeling_wakesleep": ["WakeSleepOutput"],
     "sleep": ["SleepReport", "consolidate"],
     "tasks": ["ClassIncrementalStream", "DomainIncrementalStream", "Task", "TaskStream"],
@@ -38,6 +42,7 @@ _MODULES = {
 _LAZY = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "CardFacts",
     "ClassIncrementalStream",
     "Codec",
     "CodecError",
@@ -57,7 +62,11 @@ __all__ = [
     "WakeSleepForImageClassification",
     "WakeSleepOutput",
     "WebPCodec",
+    "collect_facts",
     "consolidate",
+    "push_card",
+    "push_pending",
+    "render_model_card",
 ]
 
 AutoConfig.register("wakesleep", WakeSleepConfig, exist_ok=True)

@@ -61,11 +61,13 @@ class History:
         protocol (`dict`): Seed, stream, backbone, codec, ...: what must not change within a run. JSON-able.
         untrained (`dict[str, float]`): b[i] of forward transfer by the name of the stage, tasks to come included.
         records (`list[TaskRecord]`): One per finished task.
+        settings (`dict`): Hyper-parameters that differ from the defaults, as of the last task.
     """
 
     protocol: dict = field(default_factory=dict)
     untrained: dict[str, float] = field(default_factory=dict)
     records: list[TaskRecord] = field(default_factory=list)
+    settings: dict = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -110,6 +112,7 @@ class History:
         }
         content = {
             "protocol": self.protocol,
+            "settings": self.settings,
             "seed": self.protocol.get("seed"),
             "classes": self.classes,
             "accuracy_matrix": self.accuracy_matrix,
@@ -140,7 +143,7 @@ class History:
         try:
             content = json.loads(path.read_text())
             records = [TaskRecord(**_none_to_nan(record)) for record in content["records"]]
-            return cls(content["protocol"], _none_to_nan(content["untrained"]), records)
+            return cls(content["protocol"], _none_to_nan(content["untrained"]), records, content["settings"])
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"Expected a history in {path}, which does not hold one ({error!r}).") from error
 

@@ -19,7 +19,9 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from .history import HISTORY_NAME, History
-from .stage import STAGE_FILES, find_stages
+from .model_card import collect_facts, render_model_card
+from .modeling_wakesleep import WakeSleepForImageClassification
+from .stage import CARD_NAME, STAGE_FILES, find_stages
 
 logger = logging.get_logger(__name__)
 
@@ -120,6 +122,27 @@ def publish_stage(
     message = f"pooled accuracy {summary['pooled_accuracy']:.4f}, forgetting {summary['forgetting']:.4f}"
     api.create_tag(repo_id, tag=tag, tag_message=message, revision=commit.oid)
     return commit.oid
+
+
+def push_card(
+    model: WakeSleepForImageClassification, repo_id: str, *, revision: str | None = None, token: str | None = None
+) -> None:
+    """Write the card of a model on its own, outside any stage, to its repository.
+
+    Args:
+        model ([`WakeSleepForImageClassification`]): The model.
+        repo_id (`str`): Its repository.
+        revision (`str`, *optional*): Branch; `main` if missing.
+        token (`str`, *optional*): Token, if not that of the logged-in user.
+    """
+    card = render_model_card(collect_facts(model, History(), repo_id=repo_id))
+    HfApi(token=token).upload_file(
+        path_or_fileobj=card.encode(),
+        path_in_repo=CARD_NAME,
+        repo_id=repo_id,
+        revision=revision,
+        commit_message="Model card",
+    )
 
 
 def push_pending(

@@ -89,7 +89,7 @@ def collect_facts(
         model ([`WakeSleepForImageClassification`]): The model.
         history ([`History`]): Everything measured so far; empty for a model on its own.
         memory ([`SemiParametricMemory`], *optional*): The memory, if there is one.
-        args ([`ContinualTrainingArguments`], *optional*): Arguments of the run.
+        args ([`ContinualTrainingArguments`], *optional*): Arguments of the run; `history.settings` if missing.
         repo_id (`str`, *optional*): Repository that the stage is published in.
     """
     dataset = history.protocol.get("stream", {}).get("dataset")
@@ -97,7 +97,7 @@ def collect_facts(
         history=history.to_dict(),
         model=_model_facts(model),
         memory=None if memory is None else _memory_facts(memory),
-        settings={} if args is None else _settings(args),
+        settings=history.settings if args is None else hyper_parameters(args),
         versions=_versions(),
         repo_id=repo_id,
         dataset=dataset if dataset and dataset["name"] == _public_name(dataset["name"]) else None,
@@ -131,7 +131,8 @@ def _memory_facts(memory: SemiParametricMemory) -> dict:
     }
 
 
-def _settings(args: ContinualTrainingArguments) -> dict:
+def hyper_parameters(args: ContinualTrainingArguments) -> dict:
+    """Return the hyper-parameters that differ from the defaults, JSON-able; no path, token or matter of a machine."""
     settings = {}
     for field in fields(ContinualTrainingArguments):
         default = field.default if field.default_factory is MISSING else field.default_factory()

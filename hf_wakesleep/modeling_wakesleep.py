@@ -155,6 +155,33 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
         model.head.classifier.to(backbone.dtype)
         return model
 
+    @property
+    def memory(self):
+        """The memory of the stage that this model was loaded from: fetched, and checked, only when asked for.
+
+        Returns:
+            [`SemiParametricMemory`].
+
+        Raises:
+            ImportError: If `hf_wakesleep` is not installed; a stage predicts without it, but its memory needs it.
+            ValueError: If the stage keeps no memory, or its files are damaged.
+        """
+        try:
+            from hf_wakesleep import SemiParametricMemory
+        except ImportError as error:
+            raise ImportError("The memory of a stage is read by hf_wakesleep: `pip install hf-wakesleep`.") from error
+        return SemiParametricMemory.from_pretrained(self.name_or_path, revision=self.stage_revision)
+
+    def push_to_hub(self, repo_id: str, **kwargs) -> str:
+        """Push the model as `PreTrainedModel.push_to_hub` does, with a card of its own if `hf_wakesleep` is there."""
+        url = super().push_to_hub(repo_id, **kwargs)
+        try:
+            from hf_wakesleep import push_card
+        except ImportError:
+            return url
+        push_card(self, repo_id, revision=kwargs.get("revision"), token=kwargs.get("token"))
+        return url
+
     def _feature_dim(self) -> int:
         if self.config.backbone_config.model_type == "timm_wrapper":
             return self.backbone.timm_model.num_features

@@ -42,7 +42,6 @@ class Stage:
         processor (`BaseImageProcessor`): Its image processor.
         history ([`History`]): Everything measured so far.
         memory ([`SemiParametricMemory`], *optional*): The memory, if the run keeps one.
-        args ([`ContinualTrainingArguments`], *optional*): Arguments of the run, for the card.
         repo_id (`str`, *optional*): Repository that the stage will be published in, for the card.
     """
 
@@ -50,7 +49,6 @@ class Stage:
     processor: BaseImageProcessor
     history: History
     memory: SemiParametricMemory | None
-    args: ContinualTrainingArguments | None = None
     repo_id: str | None = None
 
     def save(self, folder: str | Path) -> None:
@@ -70,7 +68,7 @@ class Stage:
         self.processor.save_pretrained(temporary)
         self.history.save(temporary)
         save_history_plot(self.history, temporary)
-        facts = collect_facts(self.model, self.history, self.memory, self.args, self.repo_id)
+        facts = collect_facts(self.model, self.history, self.memory, repo_id=self.repo_id)
         (temporary / CARD_NAME).write_text(render_model_card(facts), encoding="utf-8")
         if self.memory is not None:
             self.memory.save(temporary / MEMORY_FOLDER)

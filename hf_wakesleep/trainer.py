@@ -15,6 +15,7 @@ from .callbacks import SleepCallback
 from .classifier_trainer import ClassifierTrainer
 from .history import History, TaskRecord
 from .images import TaskImages
+from .model_card import hyper_parameters
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .plots import save_history_plot
 from .protocol import align_tasks, check_same_run, make_protocol
@@ -116,7 +117,7 @@ class ContinualTrainer(ClassifierTrainer):
                 f"`output_dir` {output_dir} holds another run ({len(stages)} stages). Pass "
                 "`resume_from_checkpoint=True` to go on with it, or choose an empty folder."
             )
-        self.history.protocol = protocol
+        self.history.protocol, self.history.settings = protocol, hyper_parameters(self.args)
         if self.memory is not None and self.memory.budget is not None:
             self._wake_pass().check_budget(self.tasks[len(self.history) :], self.memory)
         if self.args.forward_transfer and not len(self.history):
@@ -257,7 +258,7 @@ class ContinualTrainer(ClassifierTrainer):
         if self.args.should_save:
             output_dir = Path(self.args.output_dir)
             repo_id = self.hub_model_id if "/" in (self.hub_model_id or "") else None
-            stage = Stage(self.model, self.processing_class, self.history, self.memory, self.args, repo_id)
+            stage = Stage(self.model, self.processing_class, self.history, self.memory, repo_id)
             stage.save(output_dir / stage_name(self.task_number))
             self._save_history()
             if self._publisher is not None:

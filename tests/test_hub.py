@@ -8,8 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hub_endpoint import HubEndpoint, client_environment
+from huggingface_hub import ModelCard
+from sklearn.datasets import load_digits
 
 from hf_wakesleep.hub import Outbox, push_pending
 
@@ -80,10 +83,11 @@ for tag in ("task-01", "task-02", "task-03"):
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 print("weights are equal", flush=True)
 sys.stdin.readline()
-memory = SemiParametricMemory.from_pretrained("local/digits", revision="task-02")
+memory = WakeSleepForImageClassification.from_pretrained("local/digits", revision="task-02").memory
 local = SemiParametricMemory.from_pretrained("out/digits/task-02")
 assert memory.num_bytes == local.num_bytes
 assert torch.equal(memory.read(range(len(memory)))[0], local.read(range(len(local)))[0])
+there.push_to_hub("local/alone")
 """
 
 
@@ -109,6 +113,31 @@ def test_every_stage_arrives_as_one_commit_and_tag_and_loads_back(hub, tmp_path)
     assert not any("memory" in path for path in fetched)
     process.communicate(b"\n")
     assert process.returncode == 0
+    card = ModelCard(hub.files("local/alone")["README.md"].decode())
+    assert card.data.library_name == "hf_wakesleep"
+    assert set(hub.files("local/alone")) >= {"config.json", "model.safetensors", "modeling_wakesleep.py"}
+
+
+def test_nothing_private_is_in_anything_that_arrives(hub, tmp_path):
+    """No token, path or name of this machine, and no run of pixels of a training image."""
+    train(hub, tmp_path, "--logging_steps", "1", "--run_name", "secret-run")
+    secrets = [
+        str(tmp_path),
+        str(ROOT),
+        str(Path.home()),
+        environment(hub)["HF_TOKEN"],
+        "secret-run",
+    ]
+    digits = [np.round(image * (255 / 16)).astype(np.uint8).tobytes() for image in load_digits().images]
+    for tag in TAGS:
+        for name, content in hub.files(REPO, tag).items():
+            assert [secret for secret in secrets if secret.encode() in content] == [], name
+            assert not any(pixels in content for pixels in digits), name
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", "-b", "task-02", str(hub.git_folder(REPO, "model")), str(clone)], check=True)
+    assert (clone / "history.json").read_text() == (
+        tmp_path / "out" / "digits" / "task-02" / "history.json"
+    ).read_text()
 
 
 WITHOUT_PACKAGE = """

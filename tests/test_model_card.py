@@ -5,6 +5,7 @@ import json
 import math
 import re
 from dataclasses import fields, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -374,3 +375,9 @@ def test_its_words_are_those_of_the_project(make_facts):
     assert not re.search(
         r"\b(buffer|exemplars?|experiences?|sessions?|episodes?|agents?|issues?|rehears\w+)\b", text, re.IGNORECASE
     )
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("model_cards/*/*.json")), ids=lambda p: p.stem)
+def test_the_cards_of_the_reference_runs_are_what_their_facts_give(path):
+    facts = CardFacts.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    assert render_model_card(facts).encode() == path.with_suffix(".md").read_bytes()
