@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .codec import Codec, CodecError, RawCodec, WebPCodec
     from .head_wakesleep import SemiParametricHead
     from .history import History
-    from .hub import push_card, push_pending
+    from .hub import publish_stage, push_card, push_pending
     from .memory import MemoryBytes, SemiParametricMemory
     from .model_card import CardFacts, collect_facts, render_model_card
     from .modeling_wakesleep import WakeSleepOutput
@@ -30,7 +30,7 @@ _MODULES = {
     "codec": ["Codec", "CodecError", "RawCodec", "WebPCodec"],
     "head_wakesleep": ["SemiParametricHead"],
     "history": ["History"],
-    "hub": ["push_card", "push_pending"],
+    "hub": ["publish_stage", "push_card", "push_pending"],
     "memory": ["MemoryBytes", "SemiParametricMemory"],
     "model_card": ["CardFacts", "collect_facts", "render_model_card"],
     "modeling_wakesleep": ["WakeSleepOutput"],
@@ -64,6 +64,7 @@ __all__ = [
     "WebPCodec",
     "collect_facts",
     "consolidate",
+    "publish_stage",
     "push_card",
     "push_pending",
     "render_model_card",

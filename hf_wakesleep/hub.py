@@ -186,6 +186,9 @@ class Publisher:
         revision (`str`, *optional*): Branch.
         private (`bool`, *optional*): Whether a new repository is private.
         token (`str`, *optional*): Token; it is kept in memory only.
+
+    Raises:
+        ValueError: If the stages of that folder go to another repository.
     """
 
     def __init__(
@@ -200,6 +203,13 @@ class Publisher:
         self.output_dir = Path(output_dir)
         self.token = token
         self._outbox = Outbox(repo_id, revision, private)
+        if (self.output_dir / OUTBOX_NAME).is_file():
+            there = Outbox.load(self.output_dir)
+            if (there.repo_id, there.revision) != (repo_id, revision):
+                raise ValueError(
+                    f"The stages in {self.output_dir} go to {there.repo_id} ({there.revision or 'main'}), got {repo_id} "
+                    f"({revision or 'main'}). Pass the same, or delete {OUTBOX_NAME} there to send all of them anew."
+                )
         self._thread: threading.Thread | None = None
         self._wanted = threading.Event()
         self._closing = threading.Event()

@@ -7,9 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from .labels import class_names, find_column, hub_source, label_array, labelled_images, stratified_split
-
-EVAL_SPLITS = ("test", "validation", "valid", "val", "eval")
+from .labels import find_column, hub_source, label_array
+from .splits import (
+    as_splits,
+    check_splits,
+    check_trained,
+    class_lists,
+    find_columns,
+    present_classes,
+    shorten,
+    train_and_eval,
+)
 
 
 @dataclass(frozen=True)
@@ -58,13 +66,13 @@ class TaskStream(Sequence):
         names = [task.name for task in tasks]
         if len(set(names)) < len(names):
             raise ValueError(
-                f"Every task needs a name of its own, got {_shorten(names)}. Rename those that come twice."
+                f"Every task needs a name of its own, got {shorten(names)}. Rename those that come twice."
             )
         for task in tasks:
             for split, dataset in (("training", task.train_dataset), ("evaluation", task.eval_dataset)):
                 if len(dataset) == 0:
                     raise ValueError(
-                        f"Every task needs images, but {task.name!r} (classes {_shorten(task.classes)}) has no "
+                        f"Every task needs images, but {task.name!r} (classes {shorten(task.classes)}) has no "
                         f"{split} image. Merge it with another task, or give it images."
                     )
         self._tasks = tuple(tasks)
@@ -126,24 +134,24 @@ class TaskStream(Sequence):
             ValueError: If names do not match, a task has no images, or a class comes again.
         """
         for given in (splits, eval_splits or {}):
-            _check_splits(given)
+            check_splits(given)
         if not splits:
             raise ValueError("A stream must hold at least one task, got no split.")
         if eval_splits is not None and set(eval_splits) != set(splits):
             raise ValueError(
                 f"`eval_splits` must have the same names as `splits` ({sorted(splits)}), got {sorted(eval_splits)}."
             )
-        columns = _find_columns(next(iter(splits.values())), image_column, label_column)
-        names = _class_lists([*splits.values(), *(eval_splits or {}).values()], columns)
+        columns = find_columns(next(iter(splits.values())), image_column, label_column)
+        names = class_lists([*splits.values(), *(eval_splits or {}).values()], columns)
         tasks, known = [], []
         for name, dataset in splits.items():
             sources = {"train": dataset} | ({} if eval_splits is None else {"test": eval_splits[name]})
-            train, evaluation = _train_and_eval(sources, columns, names, eval_fraction, seed, where=repr(name))
-            classes = _present_classes(train)
+            train, evaluation = train_and_eval(sources, columns, names, eval_fraction, seed, where=repr(name))
+            classes = present_classes(train)
             again = [c for c in classes if c in known]
             if again:
                 raise ValueError(
-                    f"Each class must belong to one split, but {_shorten(again)} of {name!r} came before. Move its "
+                    f"Each class must belong to one split, but {shorten(again)} of {name!r} came before. Move its "
                     "images into one split, or use DomainIncrementalStream for tasks that share classes."
                 )
             known += classes
@@ -180,12 +188,12 @@ class ClassIncrementalStream(TaskStream):
         label_column: str | None = None,
         eval_fraction: float = 0.2,
     ):
-        splits = _as_splits(dataset)
-        columns = _find_columns(splits["train"], image_column, label_column)
-        names = _class_lists(list(splits.values()), columns)
-        train, evaluation = _train_and_eval(splits, columns, names, eval_fraction, seed or 0, where="the dataset")
+        splits = as_splits(dataset)
+        columns = find_columns(splits["train"], image_column, label_column)
+        names = class_lists(list(splits.values()), columns)
+        train, evaluation = train_and_eval(splits, columns, names, eval_fraction, seed or 0, where="the dataset")
         names = train.features["label"].names
-        present = [names.index(name) for name in _present_classes(train)]
+        present = [names.index(name) for name in present_classes(train)]
         sizes = _task_sizes(len(present), num_tasks, classes_per_task)
         order = range(len(present)) if seed is None else np.random.RandomState(seed).permutation(len(present))
         order = [present[position] for position in order]
@@ -233,13 +241,13 @@ class DomainIncrementalStream(TaskStream):
         label_column: str | None = None,
         eval_fraction: float = 0.2,
     ):
-        splits = _as_splits(dataset)
-        columns = _find_columns(splits["train"], image_column, label_column)
+        splits = as_splits(dataset)
+        columns = find_columns(splits["train"], image_column, label_column)
         if by in columns.values():
             raise ValueError(f"`by` must name a column of domains, but {by!r} holds the images or labels.")
         columns["domain"] = find_column(splits["train"], "label", by)
-        names = _class_lists(list(splits.values()), columns)
-        train, evaluation = _train_and_eval(splits, columns, names, eval_fraction, seed or 0, where="the dataset")
+        names = class_lists(list(splits.values()), columns)
+        train, evaluation = train_and_eval(splits, columns, names, eval_fraction, seed or 0, where="the dataset")
         domains = names["domain"]
         present = np.unique(label_array(train, "domain"))
         order = present if seed is None else present[np.random.RandomState(seed).permutation(len(present))]
@@ -248,10 +256,10 @@ class DomainIncrementalStream(TaskStream):
         for index in order:
             task_train = train.select(np.flatnonzero(train_domains == index)).select_columns(["image", "label"])
             task_eval = evaluation.select(np.flatnonzero(eval_domains == index)).select_columns(["image", "label"])
-            classes = _present_classes(task_train)
+            classes = present_classes(task_train)
             new = [name for name in classes if name not in known]
             known += new
-            _check_trained(task_eval, known, where=f"the domain {domains[index]!r}, or of one before,")
+            check_trained(task_eval, known, where=f"the domain {domains[index]!r}, or of one before,")
             tasks.append(Task(domains[index], tuple(classes), tuple(new), task_train, task_eval))
         protocol = {
             "kind": "domain-incremental",
@@ -266,21 +274,11 @@ def _plain(seed: int | None) -> int | None:
     return None if seed is None else int(seed)
 
 
-def _shorten(names: Sequence[str], most: int = 5) -> str:
-    shown = ", ".join(repr(name) for name in names[:most])
-    return f"[{shown}{', ...' if len(names) > most else ''}]"
-
-
 def _digest(*datasets: Dataset) -> str:
     digest = hashlib.sha256()
     for dataset in datasets:
         digest.update(label_array(dataset, "label").astype("<i8").tobytes())
     return digest.hexdigest()[:16]
-
-
-def _present_classes(dataset: Dataset) -> list[str]:
-    names = dataset.features["label"].names
-    return [names[index] for index in np.unique(label_array(dataset, "label"))]
 
 
 def _task_sizes(num_classes: int, num_tasks: int | None, classes_per_task: Sequence[int] | None) -> list[int]:
@@ -299,67 +297,3 @@ def _task_sizes(num_classes: int, num_tasks: int | None, classes_per_task: Seque
             f"`num_tasks` must lie in 1..{num_classes}, the number of classes of the dataset, got {num_tasks}."
         )
     return [len(part) for part in np.array_split(np.arange(num_classes), num_tasks)]
-
-
-def _as_splits(dataset: Dataset | DatasetDict) -> dict[str, Dataset]:
-    if isinstance(dataset, Dataset):
-        return {"train": dataset}
-    _check_splits(dataset)
-    if "train" not in dataset:
-        raise ValueError(f"Expected a split 'train', found {sorted(dataset)}. Rename the split or pass a `Dataset`.")
-    evaluation = next((name for name in EVAL_SPLITS if name in dataset), None)
-    return {"train": dataset["train"]} | ({} if evaluation is None else {"test": dataset[evaluation]})
-
-
-def _check_splits(splits: Mapping[str, Dataset]) -> None:
-    if isinstance(splits, Mapping):
-        wrong = [type(split).__name__ for split in splits.values() if not isinstance(split, Dataset)]
-    else:
-        wrong = [type(splits).__name__]
-    if wrong:
-        raise TypeError(
-            f"Expected a `datasets.Dataset` or `DatasetDict`, got {wrong[0]}. Load it with "
-            "`datasets.load_dataset(...)`; a streaming dataset must be materialised first."
-        )
-
-
-def _find_columns(dataset: Dataset, image_column: str | None, label_column: str | None) -> dict[str, str]:
-    """Return from the stream's names of columns, `image` and `label`, to those of the dataset."""
-    return {"image": find_column(dataset, "image", image_column), "label": find_column(dataset, "label", label_column)}
-
-
-def _class_lists(datasets: Sequence[Dataset], columns: dict[str, str]) -> dict[str, list[str]]:
-    """Return the class names of every column but the images, over all datasets."""
-    return {new: class_names(datasets, old) for new, old in columns.items() if new != "image"}
-
-
-def _train_and_eval(
-    splits: dict[str, Dataset],
-    columns: dict[str, str],
-    names: dict[str, list[str]],
-    eval_fraction: float,
-    seed: int,
-    *,
-    where: str,
-) -> tuple[Dataset, Dataset]:
-    """Return training and evaluation images with the given columns, all but the images as `ClassLabel`."""
-    train = labelled_images(splits["train"], columns, names)
-    if "test" in splits:
-        if splits["train"]._fingerprint == splits["test"]._fingerprint:
-            raise ValueError(f"The training and the evaluation images of {where} are the same; use different splits.")
-        evaluation = labelled_images(splits["test"], columns, names)
-    else:
-        if not 0 < eval_fraction < 1:
-            raise ValueError(f"`eval_fraction` must lie in (0, 1), got {eval_fraction}.")
-        train, evaluation = stratified_split(train, list(names), eval_fraction, seed)
-    _check_trained(evaluation, _present_classes(train), where=where)
-    return train, evaluation
-
-
-def _check_trained(evaluation: Dataset, trained: Sequence[str], where: str) -> None:
-    untrained = sorted(set(_present_classes(evaluation)) - set(trained))
-    if untrained:
-        raise ValueError(
-            f"Every class needs training images, but {_shorten(untrained)} of {where} only have evaluation images. "
-            "Give them training images or drop them."
-        )

@@ -14,7 +14,7 @@ from hub_endpoint import HubEndpoint, client_environment
 from huggingface_hub import ModelCard
 from sklearn.datasets import load_digits
 
-from hf_wakesleep.hub import Outbox, push_pending
+from hf_wakesleep.hub import Outbox, Publisher, push_pending
 
 ROOT = Path(__file__).parents[1]
 TRAIN = str(ROOT / "examples" / "train_cil.py")
@@ -251,6 +251,14 @@ def test_a_folder_without_an_outbox_is_one_clear_error(tmp_path):
     (tmp_path / "hub.json").write_text("[1]")
     with pytest.raises(ValueError, match="does not hold one"):
         push_pending(tmp_path)
+
+
+def test_stages_that_go_elsewhere_are_not_sent_to_another_repository(tmp_path):
+    Outbox("me/digits").save(tmp_path)
+    Publisher(tmp_path, "me/digits")
+    for wrong in ({"repo_id": "me/other"}, {"repo_id": "me/digits", "revision": "dev"}):
+        with pytest.raises(ValueError, match=r"go to me/digits \(main\), got"):
+            Publisher(tmp_path, **wrong)
 
 
 def test_an_outbox_survives_and_holds_no_token(tmp_path):

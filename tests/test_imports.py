@@ -22,6 +22,7 @@ ORDER = [
     "memory",
     "labels",
     "images",
+    "splits",
     "tasks",
     "metrics",
     "history",
