@@ -207,8 +207,8 @@ class Publisher:
             there = Outbox.load(self.output_dir)
             if (there.repo_id, there.revision) != (repo_id, revision):
                 raise ValueError(
-                    f"The stages in {self.output_dir} go to {there.repo_id} ({there.revision or 'main'}), got {repo_id} "
-                    f"({revision or 'main'}). Pass the same, or delete {OUTBOX_NAME} there to send all anew."
+                    f"The stages in {self.output_dir} go to {there.repo_id} ({there.revision or 'main'}), got "
+                    f"{repo_id} ({revision or 'main'}). Pass the same, or delete {OUTBOX_NAME} there to send all anew."
                 )
         self._thread: threading.Thread | None = None
         self._wanted = threading.Event()

@@ -102,7 +102,7 @@ class ContinualTrainer(ClassifierTrainer):
         stages, checkpoint = find_stages(output_dir), None
         if resume:
             stage, checkpoint = find_resume_point(output_dir, resume, len(self.history))
-            for folder in (stage, output_dir if checkpoint is not None else None):
+            for folder in (stage, None if checkpoint is None else checkpoint.parents[2]):
                 if folder is not None:
                     check_same_run(folder, History.load(folder).protocol, protocol)
             if stage is not None:
