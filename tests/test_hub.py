@@ -266,3 +266,53 @@ def test_an_outbox_survives_and_holds_no_token(tmp_path):
     outbox.save(tmp_path)
     assert Outbox.load(tmp_path) == outbox
     assert json.loads((tmp_path / "hub.json").read_text()).keys() == {"repo_id", "revision", "private", "published"}
+
+
+INSPECT = """
+from huggingface_hub import HfApi
+from transformers import AutoModel, TimmWrapperConfig
+from hf_wakesleep import WakeSleepForImageClassification
+assert HfApi().model_info("lab/digits", revision="dev").private
+assert {ref.name for ref in HfApi().list_repo_refs("lab/digits").branches} == {"main", "dev"}
+config = TimmWrapperConfig(
+    architecture="vit_tiny_patch16_224",
+    model_args={"img_size": 32, "embed_dim": 48, "depth": 1, "num_heads": 3},
+    pretrained_cfg={"input_size": [3, 32, 32], "mean": [0.4] * 3, "std": [0.25] * 3},
+    num_labels=0,
+)
+AutoModel.from_config(config).push_to_hub("local/backbone")
+model = WakeSleepForImageClassification.from_backbone("local/backbone")
+assert model.config.image_size == 32
+assert model.config.backbone_revision == HfApi().model_info("local/backbone").sha
+assert model.config.backbone_config._name_or_path == "local/backbone"
+"""
+
+
+def test_every_refusal_is_tried_again_and_an_organisation_gets_its_private_branch(hub, tmp_path):
+    hub.organizations["lab"] = {"local"}
+    with hub.outage():
+        args = ["--hub_private_repo", "true", "--hub_revision", "dev"]
+        train(hub, tmp_path, *args, repo="lab/digits")
+    out = tmp_path / "out" / "digits"
+    faults = [
+        hub.fail(status=status, path=path, times=1)
+        for status, path in [
+            (401, "/repos/create"),
+            (403, "/preupload/"),
+            (412, "/commit/"),
+            (429, "/refs"),
+            (409, "/tag/"),
+            (503, "/branch/"),
+        ]
+    ]
+    faults.append(hub.cut(path="/commit/", in_response=True, times=1))
+    run(hub, "-m", "hf_wakesleep.hub", "push", str(out), cwd=tmp_path, succeeds=False)  # more than its patience
+    run(hub, "-m", "hf_wakesleep.hub", "push", str(out), cwd=tmp_path)
+    assert all(fault.count == 1 for fault in faults)
+    folder = str(hub.git_folder("lab/digits", "model"))
+    log = subprocess.run(
+        ["git", "-C", folder, "log", "--format=%s", "dev"], capture_output=True, text=True, check=True
+    )
+    assert [line.split(":")[0] for line in log.stdout.splitlines() if "task-" in line] == TAGS[::-1]
+    assert list(Outbox.load(out).published) == TAGS
+    run(hub, "-c", INSPECT, cwd=tmp_path)
