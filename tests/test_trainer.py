@@ -21,6 +21,7 @@ from hf_wakesleep import (
     SleepCallback,
     TaskStream,
     WakeSleepForImageClassification,
+    sleep,
 )
 from hf_wakesleep.stage import find_stages
 
@@ -163,6 +164,30 @@ def test_a_run_that_was_stopped_ends_with_the_same_numbers(make_trainer, tmp_pat
     resumed.train(resume_from_checkpoint=True)
     assert_same_end(whole, resumed)
     assert not list(tmp_path.glob("*/checkpoints/task-*"))
+
+
+@pytest.mark.parametrize("save_strategy", ["no", "steps"])
+def test_a_run_that_was_stopped_asleep_ends_with_the_same_numbers(make_trainer, monkeypatch, save_strategy):
+    settings = {"num_train_epochs": 2, "save_strategy": save_strategy, "save_steps": 3}
+    whole = make_trainer(output_dir="whole", **settings)
+    whole.train()
+    stopped = make_trainer(output_dir="stopped", **settings)
+    nights = iter([sleep.update_recall, _stop])
+
+    def update_or_stop(*args):
+        return next(nights)(*args)
+
+    monkeypatch.setattr(sleep, "update_recall", update_or_stop)
+    with pytest.raises(StopError):
+        stopped.train()
+    monkeypatch.undo()
+    resumed = make_trainer(output_dir="stopped", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_end(whole, resumed)
+
+
+def _stop(*args):
+    raise StopError
 
 
 def test_a_path_to_a_stage_or_a_checkpoint_goes_on_from_there(make_trainer, tmp_path):
