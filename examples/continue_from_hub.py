@@ -1,6 +1,6 @@
 """Teach a stage from the Hub its next task, on a machine that has never seen the images of the earlier ones.
 
-    python examples/continue_from_hub.py me/digits --revision task-03 --output_dir out/next
+    accelerate launch examples/continue_from_hub.py me/digits --revision task-03 --output_dir out/next
 
 builds the stream of `train_cil.py` (same data, number of tasks and seed) and learns the first task that the stage does
 not know. A folder with a stage does as well as a repository; `--push_to_hub true --hub_model_id me/digits` publishes.

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from . import metrics
+from .files import write_whole
 
 HISTORY_NAME = "history.json"
 
@@ -125,10 +126,7 @@ class History:
 
     def save(self, folder: str | Path) -> None:
         """Write `history.json`, whole or not at all."""
-        path = Path(folder) / HISTORY_NAME
-        temporary = path.with_name(f".{HISTORY_NAME}.tmp")
-        temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-        temporary.replace(path)
+        write_whole(Path(folder) / HISTORY_NAME, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, folder: str | Path) -> "History":

@@ -18,6 +18,7 @@ from huggingface_hub.errors import HTTPError
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from .files import write_whole
 from .history import HISTORY_NAME, History
 from .model_card import collect_facts, render_model_card
 from .modeling_wakesleep import WakeSleepForImageClassification
@@ -53,10 +54,7 @@ class Outbox:
 
     def save(self, output_dir: str | Path) -> None:
         """Write `hub.json`, whole or not at all."""
-        path = Path(output_dir) / OUTBOX_NAME
-        temporary = path.with_name(f".{OUTBOX_NAME}.tmp")
-        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        temporary.replace(path)
+        write_whole(Path(output_dir) / OUTBOX_NAME, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, output_dir: str | Path) -> "Outbox":

@@ -1,10 +1,12 @@
 """history.png: the accuracy matrix, accuracy and forgetting over tasks, and the bytes of memory."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from .files import write_whole
 from .history import History
 
 HISTORY_PLOT_NAME = "history.png"
@@ -22,10 +24,9 @@ def plot_history(history: History) -> Figure:
 
 def save_history_plot(history: History, folder: str | Path) -> None:
     """Write `history.png`, whole or not at all."""
-    path = Path(folder) / HISTORY_PLOT_NAME
-    temporary = path.with_name(f".{HISTORY_PLOT_NAME}.tmp")
-    plot_history(history).savefig(temporary, format="png", dpi=110)
-    temporary.replace(path)
+    picture = io.BytesIO()
+    plot_history(history).savefig(picture, format="png", dpi=110)
+    write_whole(Path(folder) / HISTORY_PLOT_NAME, picture.getvalue())
 
 
 def _plot_matrix(axes, history: History) -> None:

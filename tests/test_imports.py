@@ -17,6 +17,7 @@ ORDER = [
     "configuration_wakesleep",
     "head_wakesleep",
     "modeling_wakesleep",
+    "files",
     "augment",
     "codec",
     "memory",

@@ -1,6 +1,6 @@
 """Run methods of `train_cil.py` over several seeds; write their mean and spread as a table and a plot.
 
-    python examples/benchmarks/compare.py --methods wakesleep replay joint finetune --seeds 42 43 44
+    OMP_NUM_THREADS=1 python examples/benchmarks/compare.py --methods wakesleep replay joint finetune --seeds 42 43 44
 
 compares them on scikit-learn's digits. Whatever stands after `--` goes to `train_cil.py`.
 Finished runs in `--output_dir` are not run again.
