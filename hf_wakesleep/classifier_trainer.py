@@ -1,5 +1,8 @@
 """ClassifierTrainer: a Trainer that knows the loss, images, optimizer and checkpoints of a wake-sleep classifier."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -9,10 +12,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
+from .checkpoint import LAST_WRITTEN, SLEEP_NAME, checkpoints_of, drop_old_checkpoints
+from .files import check_writable, disk_advice, remove_folder, temporary_name
 from .hub import Publisher
 from .images import ImageReader, TaskImages, make_image_processor
 from .modeling_wakesleep import WakeSleepForImageClassification
-from .sleep import parameter_groups
+from .sleep import Replay, parameter_groups
 from .training_args import ContinualTrainingArguments
 
 TRAINING_ARGS_NAME = "training_args.bin"
@@ -50,7 +55,11 @@ class ClassifierTrainer(Trainer):
                 f"`processing_class` must give square images of {model.config.image_size} pixels, the `image_size` of "
                 f"the model, got {size[0]} x {size[1]}. Change its `size` and `crop_size`."
             )
+        self.task_number = 0
         self._publisher: Publisher | None = None
+        self._is_saving = False
+        if args.should_save:
+            check_writable(args.output_dir)
         super().__init__(
             model=model,
             args=args,
@@ -120,6 +129,55 @@ class ClassifierTrainer(Trainer):
         super()._save(output_dir, state_dict)
         if self.args.should_save:  # a pickle, which can hold a token
             Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    @property
+    def checkpoints_folder(self) -> Path:
+        """Where the checkpoints of the task at hand go."""
+        return checkpoints_of(self.args.output_dir, self.task_number)
+
+    def save_sleep_checkpoint(self, replay: Replay) -> None:
+        """Save a checkpoint inside a sleep: what `Trainer` needs to see wake as done, and the state of the sleep."""
+        with self._whole_checkpoint(self.state.global_step + replay.step) as folder:
+            self.save_model(str(folder), _internal_call=True)
+            if self.args.should_save:
+                torch.save(replay.state_dict(), folder / SLEEP_NAME)
+                self._save_scaler(str(folder))
+                self.state.save_to_json(str(folder / LAST_WRITTEN))
+
+    def _get_output_dir(self, trial) -> str:
+        folder = self.checkpoints_folder
+        return str(temporary_name(folder / "saving") if self._is_saving else folder)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        with self._whole_checkpoint(self.state.global_step):
+            super()._save_checkpoint(model, trial)
+
+    @contextmanager
+    def _whole_checkpoint(self, step: int) -> Iterator[Path]:
+        """Yield a temporary folder, which becomes a checkpoint when all processes have written to it."""
+        self._is_saving = True
+        temporary, name = Path(self._get_output_dir(None)), f"checkpoint-{step}"
+        try:
+            with disk_advice(self.checkpoints_folder / name):
+                if self.args.should_save:
+                    shutil.rmtree(temporary, ignore_errors=True)
+                    (temporary / name).mkdir(parents=True)
+                self.accelerator.wait_for_everyone()
+                yield temporary / name
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    remove_folder(self.checkpoints_folder / name)
+                    (temporary / name).replace(self.checkpoints_folder / name)
+                    drop_old_checkpoints(self.checkpoints_folder, self.args.save_total_limit)
+        finally:
+            self._is_saving = False
+            if self.args.should_save:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def _run_epoch(self, *args, **kwargs) -> None:
+        """Do nothing when a run goes on after its last step, which may lie inside an epoch."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """Load weights as `from_pretrained` does: in files, transformers may keep other names than in the module."""

@@ -1,6 +1,29 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+# What the operating system, safetensors and torch say when a disk takes nothing more.
+_DISK_ERROR = re.compile(
+    r"no space left|read-only file system|quota exceeded|input/output error|file write failed|unexpected pos"
+    r"|permission denied|not a directory|file exists",
+    re.IGNORECASE,
+)
+
+
+def temporary_name(path: Path) -> Path:
+    """Return where a file or folder is written before it takes its place; see [`find_leftovers`]."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def find_leftovers(folder: Path) -> list[Path]:
+    """Return what a kill has left half-written or half-removed in a folder."""
+    return sorted(folder.glob(".*.tmp"))
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -9,7 +32,77 @@ def write_whole(path: Path, content: bytes) -> None:
     Args:
         path (`Path`): Where; its folder must exist.
         content (`bytes`): What.
+
+    Raises:
+        OSError: If the disk is full or cannot be written to; the old content is still there.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    temporary = temporary_name(path)
+    with disk_advice(path):
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder, which takes the place of `folder` when the block ends without an error.
+
+    Args:
+        folder (`Path`): Where; what is there already is replaced.
+
+    Raises:
+        OSError: If the disk is full or cannot be written to; what was there is still there.
+    """
+    temporary = temporary_name(folder)
+    with disk_advice(folder):
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            yield temporary
+            remove_folder(folder)
+            temporary.replace(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it is there, so that a kill at any moment leaves it whole or gone."""
+    if folder.is_dir():
+        temporary = temporary_name(folder.with_name(f"{folder.name}.removed"))
+        shutil.rmtree(temporary, ignore_errors=True)
+        folder.replace(temporary)
+        shutil.rmtree(temporary)
+
+
+@contextmanager
+def disk_advice(path: Path) -> Iterator[None]:
+    """Say what to do when what is written in the block does not fit on the disk or may not be written there."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, _DiskError) or not _DISK_ERROR.search(str(error)):
+            raise
+        raise _DiskError(
+            f"Expected to write {path}, which failed ({error}). What was complete before is intact. Free some space "
+            "or give the right to write there, then go on with `resume_from_checkpoint=True`, or choose another "
+            "`output_dir`."
+        ) from error
+
+
+def check_writable(folder: str | Path) -> None:
+    """Make a folder, and try whether files can be written there.
+
+    Raises:
+        OSError: If not.
+    """
+    probe = Path(folder) / ".writable.tmp"
+    with disk_advice(Path(folder)):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_whole(probe, b"")
+        probe.unlink()
+
+
+class _DiskError(OSError):
+    """An error that says what to do already."""

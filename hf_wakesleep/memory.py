@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -183,6 +184,15 @@ class SemiParametricMemory:
         counts = np.diff(starts, append=len(among))  # (K,)
         drawn = generator.integers(len(starts), size=size)  # (B,)
         return among[starts[drawn] + (generator.random(size) * counts[drawn]).astype(np.int64)]
+
+    def checksum(self) -> int:
+        """Return a number that differs, almost surely, if codes, labels, tasks or class names do."""
+        total = zlib.crc32("\n".join(self.classes).encode())
+        for column in (self._labels, self._tasks, self._code_sizes()):
+            total = zlib.crc32(np.ascontiguousarray(column), total)
+        for code in self._codes:
+            total = zlib.crc32(code.as_buffer(), total)
+        return total
 
     def save(self, folder: str | Path) -> None:
         """Write `codes.parquet`, `memory.json` and, if the codec has weights, `codec.safetensors`."""

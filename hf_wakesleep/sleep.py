@@ -2,16 +2,20 @@
 
 import copy
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils.memory import should_reduce_batch_size
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from .augment import augment, seeded_generator
+from .guard import StepGuard
 from .images import ImageReader
 from .memory import SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
@@ -97,6 +101,9 @@ def consolidate(
     teacher: WakeSleepForImageClassification | None = None,
     task: int = 0,
     accelerator: Accelerator | None = None,
+    guard: StepGuard | None = None,
+    state: dict | None = None,
+    on_step_end: Callable[["Replay"], object] | None = None,
 ) -> SleepReport:
     """Sleep: replay memories of all classes into the network, then bring recall up to date.
 
@@ -112,12 +119,18 @@ def consolidate(
         teacher ([`WakeSleepForImageClassification`], *optional*): The network to stay close to.
         task (`int`, defaults to 0): Number of the task, from 0; part of the seed.
         accelerator (`Accelerator`, *optional*): Needed for several processes and for mixed precision.
+        guard ([`StepGuard`], *optional*): Judges the loss of every step; made from `args` if missing.
+        state (`dict`, *optional*): What [`Replay.state_dict`] returned at some step; with the weights of that step in
+            `model`, sleep goes on from there and ends as if it had never stopped.
+        on_step_end (`Callable`, *optional*): Called with the [`Replay`] after every step.
 
     Returns:
         [`SleepReport`].
 
     Raises:
         ValueError: If the memory is empty.
+        FloatingPointError: If a loss is not finite and `non_finite_loss` is `"stop"`.
+        MemoryError: If the device has not enough memory.
     """
     if len(memory) == 0:
         raise ValueError(
@@ -126,14 +139,19 @@ def consolidate(
     start = time.perf_counter()
     accelerator = accelerator or Accelerator(cpu=model.device.type == "cpu")
     bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    losses = _replay(bare, memory, reader, args, teacher, task, accelerator)
-    accuracy = update_recall(bare, memory, reader, args)
-    last = np.asarray(losses[-max(1, len(losses) // 10) :] or [[np.nan] * 3])  # (N, 3)
-    loss, cross_entropy, distillation = last.mean(axis=0).tolist()
+    guard = guard or StepGuard(args, accelerator)
+    with _memory_advice("`sleep_batch_size`", args.sleep_batch_size):
+        replay = Replay(bare, memory, reader, args, teacher=teacher, task=task, accelerator=accelerator, guard=guard)
+        if state is not None:
+            replay.load_state_dict(state)
+        replay.run(on_step_end)
+    with _memory_advice("`per_device_eval_batch_size`", args.per_device_eval_batch_size):
+        accuracy = update_recall(bare, memory, reader, args)
+    loss, cross_entropy, distillation = replay.mean_losses()
     return SleepReport(
         steps=args.sleep_steps,
         images=args.sleep_steps * args.sleep_batch_size,
-        seconds=time.perf_counter() - start,
+        seconds=replay.seconds_before + time.perf_counter() - start,
         loss=loss,
         cross_entropy=cross_entropy,
         distillation=distillation,
@@ -204,35 +222,116 @@ def _fit_recall_weight(
     return (model.head.mix(classifier, recalled).argmax(dim=-1) == labels).float().mean().item()
 
 
-def _replay(bare, memory, reader, args, teacher, task, accelerator) -> list[tuple[float, float, float]]:
-    """Train on replayed memories; return total loss, cross-entropy and distillation of every step."""
-    set_plasticity(bare, args.sleep_plasticity)
-    bare.__dict__.pop("_is_accelerate_prepared", None)  # wrap anew: a wrapper of wake knows only what wake trained
-    model = accelerator.prepare_model(bare)
-    groups = parameter_groups(bare, args.sleep_learning_rate, args.weight_decay, args.backbone_learning_rate_ratio)
-    optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, fused=True))
-    scheduler = get_scheduler("cosine", optimizer, args.sleep_steps // 10, args.sleep_steps)
-    model.train()
-    among, losses = np.flatnonzero(~held_out(memory.labels)), []
-    steps = tqdm(range(args.sleep_steps), desc="sleep", disable=not args.shows_progress, leave=False)
-    for step in steps:
-        indices = memory.sample(args.sleep_batch_size, np.random.default_rng((args.seed, task, step)), among)
-        pixel_values, labels = _batch(memory, indices, reader, args, (task, step), accelerator)
+class Replay:
+    """The steps of one sleep, which can be left after any of them and gone on with.
+
+    What is random in a step follows from the seed, the task, the step and the process, so it is no part of the state.
+
+    Args:
+        model ([`WakeSleepForImageClassification`]): The bare model; its weights change, and are saved by the caller.
+        memory ([`SemiParametricMemory`]): Read, never written.
+        reader ([`ImageReader`]): Turns decoded images into the model's input.
+        args ([`ContinualTrainingArguments`]): `sleep_*`, `distillation_*`, `augmentation`, ...
+        teacher ([`WakeSleepForImageClassification`], *optional*): The network to stay close to.
+        task (`int`): Number of the task, from 0; part of the seed.
+        accelerator (`Accelerator`): Spreads every batch over its processes.
+        guard ([`StepGuard`]): Judges the loss of every step.
+
+    Attributes:
+        step (`int`): Steps done.
+    """
+
+    def __init__(self, model, memory, reader, args, *, teacher, task, accelerator, guard):
+        self.memory, self.reader, self.args = memory, reader, args
+        self.teacher, self.task, self.accelerator, self.guard = teacher, task, accelerator, guard
+        self.bare = model
+        set_plasticity(model, args.sleep_plasticity)
+        model.__dict__.pop("_is_accelerate_prepared", None)  # a wrapper of wake knows only what wake trained
+        self.model = accelerator.prepare_model(model)
+        groups = parameter_groups(
+            model, args.sleep_learning_rate, args.weight_decay, args.backbone_learning_rate_ratio
+        )
+        self.optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, fused=True))
+        self.scheduler = get_scheduler("cosine", self.optimizer, args.sleep_steps // 10, args.sleep_steps)
+        self.step, self.seconds_before = 0, 0.0
+        self._start = time.perf_counter()
+        self._losses: list[tuple[float, float, float]] = []  # total, cross-entropy, distillation of the last steps
+        self._among = np.flatnonzero(~held_out(memory.labels))
+
+    def run(self, on_step_end: Callable[["Replay"], object] | None = None) -> None:
+        """Do the steps that are left, and call `on_step_end` after each."""
+        self.model.train()
+        steps = range(self.step, self.args.sleep_steps)
+        bar = tqdm(steps, desc="sleep", disable=not self.args.shows_progress, leave=False, initial=self.step)
+        for _ in bar:
+            self._take_step()
+            bar.set_postfix(loss=f"{self._losses[-1][0]:.3f}", refresh=False)
+            if on_step_end is not None:
+                on_step_end(self)
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+
+    def mean_losses(self) -> list[float]:
+        """Return total loss, cross-entropy and distillation, averaged over the last tenth of the steps."""
+        finite = [losses for losses in self._losses if np.isfinite(losses[0])]
+        return np.asarray(finite or [[np.nan] * 3]).mean(axis=0).tolist()
+
+    def state_dict(self) -> dict:
+        """Return everything but the weights that the next step depends on, for `torch.save`."""
+        return {
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "losses": [list(losses) for losses in self._losses],
+            "seconds": self.seconds_before + time.perf_counter() - self._start,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from what `state_dict` returned."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.step, self.seconds_before = state["step"], state["seconds"]
+        self._losses = [tuple(losses) for losses in state["losses"]]
+
+    def _take_step(self) -> None:
+        args, accelerator, step = self.args, self.accelerator, self.step
+        torch.manual_seed(seeded_generator(args.seed, self.task, step, accelerator.process_index).initial_seed())
+        indices = self.memory.sample(
+            args.sleep_batch_size, np.random.default_rng((args.seed, self.task, step)), self._among
+        )
+        place = (self.task, step)
+        pixel_values, labels = _batch(self.memory, indices, self.reader, args, place, accelerator)
         with accelerator.autocast():
-            logits = model(pixel_values=pixel_values).classifier_logits.float()  # (B, C)
+            logits = self.model(pixel_values=pixel_values).classifier_logits.float()  # (B, C)
             cross_entropy = F.cross_entropy(logits, labels, label_smoothing=args.label_smoothing_factor)
-            distillation = _distillation(logits, pixel_values, labels, teacher, args.distillation_temperature)
+            distillation = _distillation(logits, pixel_values, labels, self.teacher, args.distillation_temperature)
             loss = cross_entropy + args.distillation_weight * distillation
-        accelerator.backward(loss)
-        accelerator.unscale_gradients(optimizer)
-        torch.nn.utils.clip_grad_norm_(bare.parameters(), args.max_grad_norm or float("inf"))
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        losses.append((loss.item(), cross_entropy.item(), distillation.item()))
-        steps.set_postfix(loss=f"{losses[-1][0]:.3f}", refresh=False)
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    return losses
+        share = len(labels) * accelerator.num_processes / args.sleep_batch_size  # 1 where every process has as many
+        self.guard.watch(loss)
+        if self.guard.accepts(f"step {step + 1} of the sleep after task {self.task + 1}"):
+            accelerator.backward(loss * share)
+            accelerator.unscale_gradients(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.bare.parameters(), args.max_grad_norm or float("inf"))
+            self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self._losses.append((loss.item(), cross_entropy.item(), distillation.item()))
+        self._losses = self._losses[-max(1, args.sleep_steps // 10) :]
+
+
+@contextmanager
+def _memory_advice(name: str, value: int) -> Iterator[None]:
+    """Say what to lower when a device has not enough memory for what the block does."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        raise MemoryError(
+            f"Sleep does not fit into the memory of the device with {name} {value}. Lower it, pass "
+            "`gradient_checkpointing=True`, `bf16=True` or `sleep_plasticity='head'`, and go on with "
+            f"`resume_from_checkpoint=True`; the last stage is intact. ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def _batch(memory, indices, reader, args, place: tuple[int, int], accelerator) -> tuple[torch.Tensor, torch.Tensor]:

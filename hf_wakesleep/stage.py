@@ -1,7 +1,6 @@
 """Stage: the folder that holds all there is to know after a task; written whole or not at all."""
 
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from huggingface_hub import snapshot_download
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .codec import DEFAULT_CODEC, Codec, make_codec
+from .files import whole_folder
 from .history import HISTORY_NAME, History
 from .memory import SemiParametricMemory
 from .model_card import collect_facts, render_model_card
@@ -17,7 +17,6 @@ from .plots import save_history_plot
 from .training_args import ContinualTrainingArguments
 
 MEMORY_FOLDER, CARD_NAME = "memory", "README.md"
-CHECKPOINTS_FOLDER = "checkpoints"
 STAGE_FILES = (  # all that a stage holds, and all that is ever published of it
     "config.json",
     "*.safetensors",
@@ -29,7 +28,6 @@ STAGE_FILES = (  # all that a stage holds, and all that is ever published of it
     "history.png",
     "memory/*",
 )
-LAST_WRITTEN = "trainer_state.json"  # of a checkpoint; without it the checkpoint is half-written
 _STAGE = re.compile(r"task-\d{2,}").fullmatch
 
 
@@ -52,16 +50,9 @@ class Stage:
     repo_id: str | None = None
 
     def save(self, folder: str | Path) -> None:
-        """Write the stage to `folder`, which must not exist; it appears when everything is in it."""
-        folder = Path(folder)
-        temporary = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
+        """Write the stage to `folder`; it appears when everything is in it, in place of one that is there."""
+        with whole_folder(Path(folder)) as temporary:
             self._write(temporary)
-            temporary.replace(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     def _write(self, temporary: Path) -> None:
         self.model.save_pretrained(temporary)
@@ -92,43 +83,6 @@ def find_stages(output_dir: str | Path) -> list[Path]:
         if _STAGE(folder.name) and (folder / HISTORY_NAME).is_file()
     ]
     return sorted(stages, key=stage_number)
-
-
-def find_resume_point(
-    output_dir: str | Path, resume: str | Path | bool, num_done: int
-) -> tuple[Path | None, Path | None]:
-    """Return the stage and, inside the task after it, the checkpoint to go on from; `None` where there is none.
-
-    Args:
-        output_dir (`str` or `Path`): Where the run writes.
-        resume (`str`, `Path` or `bool`): `True` for the last stage and checkpoint in `output_dir`, or the path of one.
-        num_done (`int`): Tasks that the model at hand has behind it.
-
-    Raises:
-        ValueError: If the path is neither a stage nor a whole checkpoint.
-    """
-    if resume is True:
-        stage = next((stage for stage in reversed(find_stages(output_dir)) if stage_number(stage) >= num_done), None)
-        task = num_done if stage is None else stage_number(stage) + 1
-        folders = Path(output_dir, CHECKPOINTS_FOLDER, stage_name(task)).glob("checkpoint-*")
-        whole = [folder for folder in folders if (folder / LAST_WRITTEN).is_file()]
-        return stage, max(whole, key=lambda folder: int(folder.name.removeprefix("checkpoint-")), default=None)
-    folder = Path(resume)
-    if (folder / HISTORY_NAME).is_file() and (folder / "config.json").is_file():
-        return folder, None
-    if (folder / LAST_WRITTEN).is_file():  # <output_dir>/checkpoints/task-03/checkpoint-500
-        task = stage_number(folder.parent)
-        before = next((stage for stage in find_stages(folder.parents[2]) if stage_number(stage) == task - 1), None)
-        if before is None and num_done != task:
-            raise ValueError(
-                f"Expected the stage {stage_name(task - 1)} in {folder.parents[2]}, since {folder} goes on from it, "
-                "but it is not there. Pass the output folder of one whole run."
-            )
-        return (before if num_done < task else None), folder
-    raise ValueError(
-        f"Expected `resume_from_checkpoint` to be True or the folder of a stage or checkpoint, but {folder} is "
-        f"neither: it holds no {HISTORY_NAME} and no {LAST_WRITTEN}."
-    )
 
 
 def load_memory(folder: str | Path) -> SemiParametricMemory | None:

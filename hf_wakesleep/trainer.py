@@ -1,7 +1,6 @@
 """ContinualTrainer: a Trainer that learns a stream of tasks, with a sleep after each."""
 
 import math
-import shutil
 import time
 from pathlib import Path
 
@@ -11,16 +10,32 @@ from transformers import set_seed
 from transformers.trainer_utils import TrainOutput
 
 from .augment import augment, seeded_generator
-from .callbacks import SleepCallback
+from .callbacks import GuardCallback, SleepCallback
+from .checkpoint import (
+    CHECKPOINTS_FOLDER,
+    checkpoints_of,
+    clean,
+    drop_checkpoints,
+    drop_later_checkpoints,
+    find_resume_point,
+    is_due,
+    is_written,
+    load_sleep,
+    load_written,
+    save_written,
+)
 from .classifier_trainer import ClassifierTrainer
-from .history import History, TaskRecord
+from .guard import StepGuard
+from .history import HISTORY_NAME, History, TaskRecord
 from .images import TaskImages
 from .model_card import hyper_parameters
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .plots import save_history_plot
+from .processes import check_equal, checksums
 from .protocol import align_tasks, check_same_run, make_protocol
-from .sleep import SleepReport, consolidate, set_plasticity, snapshot, update_recall
-from .stage import CHECKPOINTS_FOLDER, Stage, find_resume_point, find_stages, initial_state, load_memory, stage_name
+from .signals import StopSignals
+from .sleep import Replay, SleepReport, consolidate, set_plasticity, snapshot, update_recall
+from .stage import Stage, find_stages, initial_state, load_memory, stage_name
 from .tasks import Task, TaskStream
 from .training_args import ContinualTrainingArguments
 from .wake import WakePass, add_memories
@@ -53,12 +68,16 @@ class ContinualTrainer(ClassifierTrainer):
         self.stream = stream
         self.history, self.memory = initial_state(model, args)
         self.tasks = align_tasks(stream, self.history)
-        self.task_number = len(self.history)
+        self._signals = StopSignals()
         self._sleep_report: SleepReport | None = None
         self._teacher: WakeSleepForImageClassification | None = None
+        self._sleep_state: dict | None = None
         self._micro_step = (0, 0)
         self._is_inside_task = False
         super().__init__(model, args, processing_class, **kwargs)
+        self.task_number = len(self.history)
+        self.guard = StepGuard(args, self.accelerator, self._signals)
+        self.add_callback(GuardCallback(self))
         self.add_callback(SleepCallback(self))
         self.eval_dataset = self._eval_images(len(self.history))
 
@@ -66,6 +85,9 @@ class ContinualTrainer(ClassifierTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
         """Learn all tasks that are not learned yet.
+
+        SIGTERM and SIGINT stop it after the step at hand, awake or asleep, with a checkpoint of that step; elsewhere
+        they stop it when the pass at hand is over. A second signal acts at once.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*): `True` goes on from the last stage and checkpoint in
@@ -79,18 +101,24 @@ class ContinualTrainer(ClassifierTrainer):
         Raises:
             ValueError: If `output_dir` holds another run, the run to go on from was another, or the memory budget is
                 too small for the classes to come. Nothing has been trained or written then.
+            OSError: If the disk is full or cannot be written to; stages and checkpoints before are intact.
+            FloatingPointError: If a loss is not finite and `non_finite_loss` is `"stop"`.
+            MemoryError: If the device has not enough memory to sleep.
+            KeyboardInterrupt, SystemExit: After a signal; the exit status is that of the signal.
         """
         if self._is_inside_task:
             raise RuntimeError(
                 f"This trainer was stopped inside task {self.task_number + 1}. Build a new model and trainer, and "
                 "pass `resume_from_checkpoint=True` to go on."
             )
-        checkpoint = self._open_run(resume_from_checkpoint)
-        steps, loss = 0, math.nan
-        for number in range(len(self.history), len(self.tasks)):
-            output = self._learn(number, checkpoint, **kwargs)
-            checkpoint = None
-            steps, loss = steps + output.global_step, output.training_loss
+        with self._signals:
+            checkpoint = self._open_run(resume_from_checkpoint)
+            steps, loss = 0, math.nan
+            for number in range(len(self.history), len(self.tasks)):
+                self.guard.exit_if_asked()
+                output = self._learn(number, checkpoint, **kwargs)
+                checkpoint = None
+                steps, loss = steps + output.global_step, output.training_loss
         if self._publisher is not None:
             self._publisher.finish(self.args.shows_progress)
         return TrainOutput(steps, loss, self.history.summary() if len(self.history) else {})
@@ -99,14 +127,12 @@ class ContinualTrainer(ClassifierTrainer):
         """Check `output_dir`, load the state to go on from, and return the checkpoint inside the next task."""
         output_dir = Path(self.args.output_dir)
         protocol = make_protocol(self.model, self.args, self.stream, self.history, self.memory)
+        if self.args.should_save:
+            clean(output_dir)
+        self.accelerator.wait_for_everyone()
         stages, checkpoint = find_stages(output_dir), None
         if resume:
-            stage, checkpoint = find_resume_point(output_dir, resume, len(self.history))
-            for folder in (stage, None if checkpoint is None else checkpoint.parents[2]):
-                if folder is not None:
-                    check_same_run(folder, History.load(folder).protocol, protocol)
-            if stage is not None:
-                self._load_stage(stage)
+            checkpoint = self._load_resume_point(resume, protocol)
         elif list((output_dir / CHECKPOINTS_FOLDER).glob("*/*")):
             raise ValueError(
                 f"`output_dir` {output_dir} holds another run, stopped inside a task. Pass "
@@ -117,15 +143,34 @@ class ContinualTrainer(ClassifierTrainer):
                 f"`output_dir` {output_dir} holds another run ({len(stages)} stages). Pass "
                 "`resume_from_checkpoint=True` to go on with it, or choose an empty folder."
             )
+        if resume not in (None, False, True) and self.args.should_save:
+            drop_later_checkpoints(checkpoints_of(output_dir, len(self.history)), checkpoint)
         self.history.protocol, self.history.settings = protocol, hyper_parameters(self.args)
         if self.memory is not None and self.memory.budget is not None:
             self._wake_pass().check_budget(self.tasks[len(self.history) :], self.memory)
         if self.args.forward_transfer and not len(self.history):
-            self.history.untrained = {
-                stage_name(number): self._probe(task) for number, task in enumerate(self.tasks) if number
-            }
+            self.history.untrained = self._probe_untrained(output_dir if resume else None)
         self._save_history()
         return None if checkpoint is None else str(checkpoint)
+
+    def _load_resume_point(self, resume: str | bool, protocol: dict) -> Path | None:
+        """Load the stage to go on from, if it is one of this run, and return the checkpoint after it."""
+        stage, checkpoint = find_resume_point(self.args.output_dir, resume, len(self.history))
+        check_equal(self.accelerator, {"the point to go on from": (stage, checkpoint)}, "before a run goes on")
+        for folder in (stage, None if checkpoint is None else checkpoint.parents[2]):
+            if folder is not None:
+                check_same_run(folder, History.load(folder).protocol, protocol)
+        if stage is not None:
+            self._load_stage(stage)
+        return checkpoint
+
+    def _probe_untrained(self, output_dir: Path | None) -> dict[str, float]:
+        """Return b[i] of forward transfer by stage; what an output folder of the same run holds is not done again."""
+        if output_dir is not None and (output_dir / HISTORY_NAME).is_file():
+            stored = History.load(output_dir)
+            if stored.protocol == self.history.protocol and stored.untrained:
+                return stored.untrained
+        return {stage_name(number): self._probe(task) for number, task in enumerate(self.tasks) if number}
 
     def _load_stage(self, folder: Path) -> None:
         stored = type(self.model).from_pretrained(folder)
@@ -162,12 +207,12 @@ class ContinualTrainer(ClassifierTrainer):
             num_eval_images=len(task.eval_dataset),
             untrained_accuracy=self.history.untrained.get(stage_name(number), math.nan),
         )
-        if self.args.forward_transfer and number > 0:
-            record.before_accuracy = self._probe(task)
         start = time.perf_counter()
-        self._wake_pass().write(self.train_dataset, self.memory, number)
+        record.before_accuracy = self._write(number)
+        self.guard.exit_if_asked()
         set_seed(self.args.seed + number)
         set_plasticity(self.model, self.args.wake_plasticity)
+        self._sleep_state = load_sleep(checkpoint)
         output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         if self._sleep_report is None:
             self._settle_recall()
@@ -180,6 +225,20 @@ class ContinualTrainer(ClassifierTrainer):
         self._finish(record)
         return output
 
+    def _write(self, number: int) -> float:
+        """Write a task into memory and recall, or load what came of it; return a[i-1][i] of forward transfer."""
+        recall, folder = self.model.head.recall, self.checkpoints_folder
+        if is_written(folder):
+            self.memory, score = load_written(folder, recall)
+            return score
+        is_probed = self.args.forward_transfer and number > 0
+        score = self._probe(self.tasks[number]) if is_probed else math.nan
+        self._wake_pass().write(self.train_dataset, self.memory, number)
+        if self.args.save_strategy != "no" and self.args.should_save:
+            save_written(folder, self.memory, recall, score)
+        self.accelerator.wait_for_everyone()
+        return score
+
     def _begin(self, number: int) -> None:
         """Give the Trainer a fresh start on the grown model and the images of a task."""
         self.optimizer = self.lr_scheduler = None
@@ -188,6 +247,7 @@ class ContinualTrainer(ClassifierTrainer):
         self.model.__dict__.pop("_is_accelerate_prepared", None)
         self.model_wrapped = self.callback_handler.model = self.model
         self.task_number, self._sleep_report, self._micro_step = number, None, (0, 0)
+        self._sleep_state = None
         self._is_inside_task = True
         self._teacher = snapshot(self.model) if self._distils else None
         set_seed(self.args.seed + number)
@@ -206,6 +266,11 @@ class ContinualTrainer(ClassifierTrainer):
             for number, task in enumerate(self.tasks[:num_tasks])
             if task is not None
         }
+
+    @property
+    def task_name(self) -> str:
+        """Name of the task at hand, as its stage is called."""
+        return stage_name(self.task_number)
 
     @property
     def _names(self) -> list[str]:
@@ -227,8 +292,18 @@ class ContinualTrainer(ClassifierTrainer):
                 teacher=self._teacher,
                 task=self.task_number,
                 accelerator=self.accelerator,
+                guard=self.guard,
+                state=self._sleep_state,
+                on_step_end=self._end_sleep_step,
             )
             self.log({f"sleep_{name}": value for name, value in self._sleep_report.to_dict().items()})
+
+    def _end_sleep_step(self, replay: Replay) -> None:
+        """Save a checkpoint when it is time, and stop with one if a signal has asked to."""
+        args = self.args
+        if self.guard.signal or is_due(args.save_strategy, args.save_steps, replay.step, args.sleep_steps):
+            self.save_sleep_checkpoint(replay)
+        self.guard.exit()
 
     def _settle_recall(self) -> None:
         """Settle how far recall can be trusted after a task without sleep."""
@@ -241,6 +316,7 @@ class ContinualTrainer(ClassifierTrainer):
 
     def _finish(self, record: TaskRecord) -> None:
         """Evaluate, add to the history, and save the stage."""
+        check_equal(self.accelerator, checksums(self.model, self.memory), f"after {self.task_name}")
         metrics = self.evaluate()
         record.accuracy = [
             math.nan if task is None else metrics[f"eval_{stage_name(number)}_accuracy"]
@@ -259,11 +335,11 @@ class ContinualTrainer(ClassifierTrainer):
             output_dir = Path(self.args.output_dir)
             repo_id = self.hub_model_id if "/" in (self.hub_model_id or "") else None
             stage = Stage(self.model, self.processing_class, self.history, self.memory, repo_id)
-            stage.save(output_dir / stage_name(self.task_number))
+            stage.save(output_dir / self.task_name)
             self._save_history()
             if self._publisher is not None:
                 self._publisher.publish()
-            shutil.rmtree(self._checkpoint_folder(self.task_number), ignore_errors=True)
+            drop_checkpoints(output_dir, self.task_number)
         self.accelerator.wait_for_everyone()
         self._is_inside_task = False
 
@@ -287,17 +363,13 @@ class ContinualTrainer(ClassifierTrainer):
         pixel_values = augment(
             inputs["pixel_values"], self.args.augmentation, self.args.crop_scale, seeded_generator(*place)
         )
-        return super().training_step(model, {**inputs, "pixel_values": pixel_values}, num_items_in_batch)
+        loss = super().training_step(model, {**inputs, "pixel_values": pixel_values}, num_items_in_batch)
+        self.guard.watch(loss)
+        return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with the number of the task, from 1: every task's steps start at 0."""
         super().log({**logs, "task": self.task_number + 1}, start_time)
-
-    def _get_output_dir(self, trial) -> str:
-        return str(self._checkpoint_folder(self.task_number))
-
-    def _checkpoint_folder(self, number: int) -> Path:
-        return Path(self.args.output_dir) / CHECKPOINTS_FOLDER / stage_name(number)
 
     def _wake_pass(self) -> WakePass:
         return WakePass(self.model, self.reader, self.args, self.accelerator)

@@ -97,6 +97,14 @@ class ContinualTrainingArguments(TrainingArguments):
             "it on memories that it held out."
         },
     )
+    non_finite_loss: str = field(
+        default="stop",
+        metadata={
+            "help": "What to do when the loss of a step is infinite or not a number, awake or asleep: 'stop' with an "
+            "error, or 'skip' the step.",
+            "choices": ["stop", "skip"],
+        },
+    )
     augmentation: str = field(
         default="none",
         metadata={
@@ -118,7 +126,7 @@ class ContinualTrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False
         checks = {
             "sleep_steps": (self.sleep_steps >= 0, "at least 0"),
-            "sleep_batch_size": (self.sleep_batch_size >= 1, "at least 1"),
+            "sleep_batch_size": (self.sleep_batch_size >= self.world_size, "at least 1 for each process"),
             "sleep_learning_rate": (self.sleep_learning_rate > 0, "positive"),
             "distillation_weight": (self.distillation_weight >= 0, "at least 0"),
             "distillation_temperature": (self.distillation_temperature > 0, "positive"),
@@ -129,7 +137,7 @@ class ContinualTrainingArguments(TrainingArguments):
         for name, (holds, expected) in checks.items():
             if not holds:
                 raise ValueError(f"`{name}` must be {expected}, got {getattr(self, name)}.")
-        for name in ("codec", "wake_plasticity", "sleep_plasticity", "augmentation"):
+        for name in ("codec", "wake_plasticity", "sleep_plasticity", "augmentation", "non_finite_loss"):
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in [*choices, *([None] if name == "codec" else [])]:
                 raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
