@@ -276,7 +276,7 @@ class Replay:
         return np.asarray(finite or [[np.nan] * 3]).mean(axis=0).tolist()
 
     def state_dict(self) -> dict:
-        """Return everything but the weights that the next step depends on, for `torch.save`."""
+        """Return all but the weights that the next step depends on, to be saved or copied before it is taken."""
         return {
             "step": self.step,
             "optimizer": self.optimizer.state_dict(),

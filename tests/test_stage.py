@@ -4,7 +4,6 @@ import pytest
 from test_history import make_history
 
 from hf_wakesleep import RawCodec, SemiParametricMemory
-from hf_wakesleep.checkpoint import find_resume_point
 from hf_wakesleep.images import make_image_processor
 from hf_wakesleep.stage import Stage, find_stages, load_memory, stage_name, stage_number
 
@@ -45,24 +44,3 @@ def test_stages_are_found_in_the_order_of_their_tasks(tmp_path):
     (tmp_path / "task-06").mkdir()  # empty, so no stage
     assert [stage.name for stage in find_stages(tmp_path)] == ["task-04", "task-05", "task-100"]
     assert [stage_number(tmp_path / stage_name(number)) for number in (0, 8, 99)] == [0, 8, 99]
-
-
-def test_half_written_checkpoints_are_passed_over(tmp_path):
-    for step, whole in ((5, True), (10, True), (15, False)):
-        folder = tmp_path / "checkpoints" / "task-01" / f"checkpoint-{step}"
-        folder.mkdir(parents=True)
-        if whole:
-            (folder / "trainer_state.json").touch()
-    assert find_resume_point(tmp_path, True, 0) == (None, tmp_path / "checkpoints" / "task-01" / "checkpoint-10")
-    with pytest.raises(ValueError, match="is neither"):
-        find_resume_point(tmp_path, tmp_path / "checkpoints" / "task-01" / "checkpoint-15", 0)
-
-
-def test_a_checkpoint_without_the_stage_before_it_is_refused(tmp_path):
-    folder = tmp_path / "checkpoints" / "task-03" / "checkpoint-5"
-    folder.mkdir(parents=True)
-    (folder / "trainer_state.json").touch()
-    with pytest.raises(ValueError, match="Expected the stage task-02"):
-        find_resume_point(tmp_path, folder, 0)
-    assert find_resume_point(tmp_path, folder, 2) == (None, folder)
-    assert find_resume_point(tmp_path, True, 2) == (None, folder)

@@ -1,0 +1,151 @@
+"""StepGuard: losses that are not finite, awake and asleep; and what one does when a device has not enough memory."""
+
+import copy
+import math
+
+import pytest
+import torch
+from conftest import equal_states
+from test_sleep import asleep  # noqa: F401
+from test_trainer import assert_same_end, make_stream, make_trainer  # noqa: F401
+from transformers import TrainerCallback
+
+from hf_wakesleep import WakeSleepForImageClassification, consolidate
+from hf_wakesleep.sleep import Replay
+from hf_wakesleep.stage import find_stages
+
+SETTINGS = {"num_train_epochs": 2, "sleep_steps": 10, "save_strategy": "steps", "save_steps": 4}
+
+
+class _Break(TrainerCallback):
+    """Makes the loss of one step of wake NaN: a weight that is used is NaN while the step lasts."""
+
+    def __init__(self, trainer, step):
+        self.trainer, self.step, self.weight, self.states = trainer, step, None, []
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if self.trainer.task_number == 1 and state.global_step == self.step:
+            self.weight = model.head.classifier.weight.detach().clone()
+            model.head.classifier.weight.data[0, 0] = math.nan
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if self.weight is not None:
+            model.head.classifier.weight.data.copy_(self.weight)
+            self.states.append({name: value.clone() for name, value in model.state_dict().items()})
+            self.weight = None
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == self.step + 1 and self.states:
+            self.states.append({name: value.clone() for name, value in model.state_dict().items()})
+
+
+def test_a_loss_awake_that_is_not_finite_stops_with_advice_and_the_run_goes_on(make_trainer, tmp_path):  # noqa: F811
+    whole = make_trainer(output_dir="whole", **SETTINGS)
+    whole.train()
+    stopped = make_trainer(output_dir="stopped", **SETTINGS)
+    stopped.add_callback(_Break(stopped, 6))
+    with pytest.raises(FloatingPointError, match=r"step 7 of the wake of task-02 .* Lower `learning_rate`"):
+        stopped.train()
+    (stage,) = find_stages(tmp_path / "stopped")
+    WakeSleepForImageClassification.from_pretrained(stage)
+    resumed = make_trainer(output_dir="stopped", **SETTINGS)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_end(whole, resumed)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_step_awake_that_is_not_finite_can_be_skipped(make_trainer, accumulation):  # noqa: F811
+    trainer = make_trainer(**SETTINGS, non_finite_loss="skip", gradient_accumulation_steps=accumulation)
+    breaking = _Break(trainer, 2)
+    trainer.add_callback(breaking)
+    trainer.train()
+    before, after = breaking.states[:2]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert len(trainer.history) == 2
+    assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
+
+
+def _break_asleep(monkeypatch, at):
+    """Make the loss of one step of sleep NaN by a weight that is NaN while the step lasts."""
+    take_step = Replay._take_step
+
+    def breaking(replay):
+        bias = replay.bare.head.classifier.bias
+        kept = bias.detach().clone()
+        if replay.step == at:
+            with torch.no_grad():
+                bias[0] = math.nan
+        accepts = replay.guard.accepts
+
+        def repairing(step):
+            with torch.no_grad():
+                bias.copy_(kept)
+            return accepts(step)
+
+        if replay.step == at:
+            replay.guard.accepts = repairing
+        before = {name: value.clone() for name, value in replay.bare.state_dict().items()}
+        before["head.classifier.bias"] = kept
+        try:
+            take_step(replay)
+        finally:
+            replay.guard.accepts = accepts
+        if replay.step == at + 1:
+            assert all(torch.equal(before[name], value) for name, value in replay.bare.state_dict().items())
+
+    monkeypatch.setattr(Replay, "_take_step", breaking)
+
+
+def test_a_loss_asleep_that_is_not_finite_stops_or_is_skipped(asleep, make_args, monkeypatch):  # noqa: F811
+    model, memory, reader = asleep
+    _break_asleep(monkeypatch, at=9)
+    with pytest.raises(FloatingPointError, match=r"step 10 of the sleep after task 3 .* `non_finite_loss='skip'`"):
+        consolidate(model, memory, reader, make_args(sleep_steps=10), task=2)
+    report = consolidate(model, memory, reader, make_args(sleep_steps=10, non_finite_loss="skip"))
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert math.isnan(report.loss)  # of the last tenth of the steps, which is the one that was skipped
+
+
+def test_a_sleep_left_and_gone_on_with_ends_the_same_without_a_trainer(asleep, make_args, make_model):  # noqa: F811
+    model, memory, reader = asleep
+    args = make_args(sleep_steps=10, augmentation="crop")
+    saved = {}
+
+    def save(replay):
+        if replay.step == 4:
+            saved.update(
+                state=copy.deepcopy(replay.state_dict()), weights={k: v.clone() for k, v in model.state_dict().items()}
+            )
+
+    whole = consolidate(model, memory, reader, args, on_step_end=save)
+    twin = make_model()
+    twin.grow(["0", "1", "2", "3"])
+    twin.load_state_dict(saved["weights"])
+    report = consolidate(twin, memory, reader, args, state=saved["state"])
+    assert equal_states(model, twin)
+    assert {**report.to_dict(), "seconds": 0} == {**whole.to_dict(), "seconds": 0}
+
+
+@pytest.mark.parametrize(("call", "name"), [(1, "sleep_batch_size"), (11, "per_device_eval_batch_size")])
+def test_too_little_memory_to_sleep_says_what_to_lower(asleep, make_args, call, name):  # noqa: F811
+    model, memory, reader = asleep
+    calls = iter(range(1, 10**6))
+
+    def demand(*args):
+        if next(calls) == call:
+            torch.empty(2**55, dtype=torch.uint8)
+
+    model.backbone.register_forward_pre_hook(demand)
+    with pytest.raises(MemoryError, match=f"`{name}` {16 if call == 1 else 8}.* Lower it"):
+        consolidate(model, memory, reader, make_args(sleep_steps=10))
+
+
+def test_other_errors_asleep_are_left_as_they_are(asleep, make_args):  # noqa: F811
+    model, memory, reader = asleep
+
+    def fail(*args):
+        raise RuntimeError("something else")
+
+    model.backbone.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="^something else$"):
+        consolidate(model, memory, reader, make_args())

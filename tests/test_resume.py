@@ -1,0 +1,280 @@
+"""Going on after a stop, wherever it came: the end is that of a run which was never stopped, bit for bit."""
+
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+from conftest import equal_states
+from test_trainer import assert_same_end, make_stream, make_trainer  # noqa: F401
+from transformers import TrainerCallback
+
+from hf_wakesleep import SleepCallback, sleep
+from hf_wakesleep.checkpoint import SLEEP_NAME, find_checkpoints
+from hf_wakesleep.sleep import Replay
+from hf_wakesleep.stage import Stage
+from hf_wakesleep.wake import WakePass
+
+SETTINGS = {  # 14 steps awake, 10 asleep, per task
+    "num_train_epochs": 2,
+    "sleep_steps": 10,
+    "save_strategy": "steps",
+    "save_steps": 4,
+    "augmentation": "crop",
+}
+
+
+class StopError(RuntimeError):
+    """Stands for a kill."""
+
+
+_WHOLE = []
+
+
+@pytest.fixture
+def whole(make_trainer):  # noqa: F811
+    """Return a finished run that was never stopped; it runs once."""
+    if not _WHOLE:
+        _WHOLE.append(make_trainer(output_dir="whole", **SETTINGS))
+        _WHOLE[0].train()
+    return _WHOLE[0]
+
+
+def train_until(monkeypatch, trainer, where, name, replacement, error=StopError):
+    """Train with something replaced until that raises, and return the error."""
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, replacement)
+        with pytest.raises(error) as caught:
+            trainer.train()
+    return caught.value
+
+
+def stop_at(call: int, function):
+    """Return a function that stops at one of its calls, counted from 1, and else does what it did."""
+    calls = iter(range(1, 10**6))
+
+    def stopping(*args, **kwargs):
+        if next(calls) == call:
+            raise StopError
+        return function(*args, **kwargs)
+
+    return stopping
+
+
+POINTS = {
+    "writing memory": (WakePass, "write", 2),
+    "first step of a sleep": (Replay, "_take_step", 11),
+    "between checkpoints of a sleep": (Replay, "_take_step", 18),
+    "after a checkpoint of a sleep": (Replay, "_take_step", 15),
+    "recall recomputation": (sleep, "update_recall", 2),
+    "saving a stage": (Stage, "_write", 2),
+}
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_run_stopped_anywhere_ends_the_same(make_trainer, whole, tmp_path, monkeypatch, point):  # noqa: F811
+    where, name, call = POINTS[point]
+    stopped = make_trainer(output_dir="stopped", **SETTINGS)
+    monkeypatch.setattr(where, name, stop_at(call, getattr(where, name)))
+    with pytest.raises(StopError):
+        stopped.train()
+    monkeypatch.undo()
+    resumed = make_trainer(output_dir="stopped", **SETTINGS)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_end(whole, resumed)
+    assert {path.name for path in (tmp_path / "stopped").iterdir()} == {
+        "history.json",
+        "history.png",
+        "task-01",
+        "task-02",
+    }
+
+
+def test_sleep_goes_on_where_its_last_checkpoint_was_taken(make_trainer, monkeypatch):  # noqa: F811
+    taken = []
+    monkeypatch.setattr(Replay, "_take_step", _note(Replay._take_step, taken))
+    train_until(monkeypatch, make_trainer(**SETTINGS), sleep, "update_recall", stop_at(2, sleep.update_recall))
+    assert taken == [*range(10), *range(10)]
+    taken.clear()
+    encoded = []
+    monkeypatch.setattr(WakePass, "write", lambda *args: encoded.append(args))
+    make_trainer(**SETTINGS).train(resume_from_checkpoint=True)
+    assert taken == []  # the last step of the sleep was saved
+    assert encoded == []  # and so was the memory
+
+
+def _note(take_step, taken):
+    def noting(replay):
+        taken.append(replay.step)
+        take_step(replay)
+
+    return noting
+
+
+def test_a_wake_that_ends_inside_an_epoch_is_not_prolonged(make_trainer, monkeypatch):  # noqa: F811
+    settings = {**SETTINGS, "max_steps": 9}  # 7 steps are an epoch
+    whole = make_trainer(output_dir="whole", **settings)
+    whole.train()
+    train_until(
+        monkeypatch,
+        make_trainer(output_dir="stopped", **settings),
+        Replay,
+        "_take_step",
+        stop_at(16, Replay._take_step),
+    )
+    resumed = make_trainer(output_dir="stopped", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_end(whole, resumed)
+
+
+def test_checkpoints_count_on_from_wake_to_sleep_and_are_limited(make_trainer, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(sleep, "update_recall", stop_at(1, None))
+    with pytest.raises(StopError):
+        make_trainer(**SETTINGS, save_total_limit=3).train()
+    checkpoints = find_checkpoints(tmp_path / "out" / "checkpoints" / "task-01")
+    assert [path.name for path in checkpoints] == ["checkpoint-18", "checkpoint-22", "checkpoint-24"]
+    assert all((path / SLEEP_NAME).exists() for path in checkpoints)
+    names = {path.name for path in checkpoints[0].parent.rglob("*") if path.is_file()}
+    assert not {name for name in names if name.endswith((".bin", ".pkl"))}
+    assert torch.load(checkpoints[0] / SLEEP_NAME, weights_only=True)["step"] == 4
+
+
+def test_going_on_from_a_path_forgets_what_came_after_it(make_trainer, whole, tmp_path, monkeypatch):  # noqa: F811
+    train_until(
+        monkeypatch,
+        make_trainer(output_dir="stopped", **SETTINGS),
+        sleep,
+        "update_recall",
+        stop_at(2, sleep.update_recall),
+    )
+    folder = tmp_path / "stopped" / "checkpoints" / "task-02"
+    for name in ("checkpoint-22", "checkpoint-14", "checkpoint-8"):
+        copy = tmp_path / name
+        shutil.copytree(tmp_path / "stopped", copy)
+        point = copy / "checkpoints" / "task-02" / name
+        seen = []
+        resumed = make_trainer(output_dir=name, **SETTINGS)
+        resumed.add_callback(_Look(seen, point.parent))
+        resumed.train(resume_from_checkpoint=str(point))
+        assert_same_end(whole, resumed)
+        assert max(seen[0]) == int(name.removeprefix("checkpoint-"))
+    assert folder.is_dir()
+
+
+class _Look(TrainerCallback):
+    def __init__(self, seen, folder):
+        self.seen, self.folder = seen, folder
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        steps = [int(path.name.removeprefix("checkpoint-")) for path in find_checkpoints(self.folder)]
+        self.seen.append(steps)
+
+
+class _SignalAt(TrainerCallback):
+    """Sends a signal to this process when a step of wake begins."""
+
+    def __init__(self, trainer, number, step):
+        self.trainer, self.number, self.step = trainer, number, step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.trainer.task_number == 1 and state.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("save_strategy", ["steps", "no"])
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 2), (signal.SIGINT, 13)])
+def test_a_signal_awake_ends_with_a_checkpoint(make_trainer, tmp_path, whole, number, step, save_strategy):  # noqa: F811
+    settings = {**SETTINGS, "save_strategy": save_strategy}
+    handler = signal.getsignal(number)
+    stopped = make_trainer(output_dir="stopped", **settings)
+    stopped.add_callback(_SignalAt(stopped, number, step))
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as caught:
+        stopped.train()
+    if number == signal.SIGTERM:
+        assert caught.value.code == 143
+    else:
+        assert caught.type is KeyboardInterrupt
+    assert signal.getsignal(number) == handler
+    last = find_checkpoints(tmp_path / "stopped" / "checkpoints" / "task-02")[-1]
+    assert last.name == f"checkpoint-{step + 1}"
+    resumed = make_trainer(output_dir="stopped", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_end(whole, resumed)
+
+
+@pytest.mark.parametrize("save_strategy", ["steps", "no"])
+def test_a_signal_asleep_ends_with_a_checkpoint(make_trainer, tmp_path, whole, monkeypatch, save_strategy):  # noqa: F811
+    settings = {**SETTINGS, "save_strategy": save_strategy}
+    take_step, calls = Replay._take_step, iter(range(1, 10**6))
+
+    def signalling(replay):
+        if next(calls) == 13:
+            os.kill(os.getpid(), signal.SIGTERM)
+        take_step(replay)
+
+    error = train_until(
+        monkeypatch, make_trainer(output_dir="stopped", **settings), Replay, "_take_step", signalling, error=SystemExit
+    )
+    assert error.code == 143
+    last = find_checkpoints(tmp_path / "stopped" / "checkpoints" / "task-02")[-1]
+    assert last.name == "checkpoint-17"
+    resumed = make_trainer(output_dir="stopped", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_end(whole, resumed)
+
+
+def test_a_signal_between_tasks_starts_no_further_one(make_trainer, tmp_path, whole, monkeypatch):  # noqa: F811
+    write = Stage._write
+
+    def signalling(stage, folder):
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(stage, folder)
+
+    train_until(
+        monkeypatch, make_trainer(output_dir="stopped", **SETTINGS), Stage, "_write", signalling, error=SystemExit
+    )
+    assert sorted(path.name for path in (tmp_path / "stopped").glob("*task*")) == ["task-01"]
+    resumed = make_trainer(output_dir="stopped", **SETTINGS)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_end(whole, resumed)
+
+
+def test_another_seed_gives_another_result(make_trainer, make_stream, whole):  # noqa: F811
+    """What the seed reaches: order of classes, of images, augmentation, sleep; each alone changes the end."""
+    other = make_trainer(output_dir="other", **SETTINGS, seed=7)
+    other.train()
+    assert other.history.classes == whole.history.classes  # the stream has a seed of its own
+    assert not equal_states(other.model, whole.model)
+    stream = make_stream(seed=4)
+    assert list(stream.classes) != whole.history.classes
+
+
+def test_dropout_asleep_does_not_depend_on_what_was_random_before(make_trainer, monkeypatch):  # noqa: F811
+    ends = []
+    for waste in (0, 5):
+        trainer = make_trainer(output_dir=str(waste), **SETTINGS)
+        trainer.remove_callback(SleepCallback)
+        trainer.add_callback(_WastefulSleep(trainer, waste))
+        trainer.train()
+        ends.append(trainer)
+    assert_same_end(*ends)
+
+
+class _WastefulSleep(SleepCallback):
+    def __init__(self, trainer, waste):
+        super().__init__(trainer)
+        self.waste = waste
+
+    def on_train_end(self, args, state, control, **kwargs):
+        torch.rand(self.waste)
+        super().on_train_end(args, state, control, **kwargs)
+
+
+def test_the_untrained_model_is_not_probed_again(make_trainer, monkeypatch):  # noqa: F811
+    train_until(monkeypatch, make_trainer(**SETTINGS), Replay, "_take_step", stop_at(1, None))
+    probed = []
+    probe = WakePass.probe
+    monkeypatch.setattr(WakePass, "probe", lambda *args, **kwargs: probed.append(1) or probe(*args, **kwargs))
+    make_trainer(**SETTINGS).train(resume_from_checkpoint=True)
+    assert len(probed) == 1  # of the second task, before it is learned
