@@ -14,7 +14,7 @@ sys.path[:0] = [{root!r}, {tests!r}]
 import conftest
 from transformers import ViTConfig, set_seed
 from hf_wakesleep import (ClassIncrementalStream, ContinualTrainer, ContinualTrainingArguments, WakeSleepConfig,
-                          WakeSleepForImageClassification)
+                          WakeSleepForImageClassification, sleep)
 from conftest import FAST, digits_of
 from datasets import DatasetDict
 
@@ -26,7 +26,19 @@ vit = ViTConfig(image_size=8, patch_size=2, hidden_size=32, intermediate_size=64
                 num_attention_heads=2)
 model = WakeSleepForImageClassification(WakeSleepConfig(backbone_config=vit, pooling="mean", image_size=8))
 trainer = ContinualTrainer(model=model, args=args, stream=ClassIncrementalStream(data, num_tasks=2, seed=1))
-trainer.train()
+if "leave" in sys.argv[3:]:  # one process changes a weight for itself
+    trainer.sleep = lambda: trainer.model.head.classifier.bias.data.add_(args.process_index)
+if "break" in sys.argv[3:]:
+    watch = trainer.guard.watch
+    trainer.guard.watch = lambda loss: watch(loss / (args.process_index or trainer.state.global_step != 3))
+if "stop" in sys.argv[3:] and args.process_index == 1:  # a signal reaches one process only
+    take_step = sleep.Replay._take_step
+    def stopping(replay):
+        if replay.step == 3:
+            os.kill(os.getpid(), 15)
+        take_step(replay)
+    sleep.Replay._take_step = stopping
+trainer.train(resume_from_checkpoint=True)
 digest = hashlib.sha256()
 for name, value in sorted(trainer.model.state_dict().items()):
     digest.update(name.encode() + value.numpy().tobytes())
@@ -39,20 +51,25 @@ with open(os.path.join(sys.argv[1], f"rank-{{args.process_index}}.json"), "w") a
 """
 
 
-def run(folder: Path, processes: int, **args) -> list[dict]:
-    """Run two tasks of digits in so many processes and return what each of them saw."""
-    folder.mkdir()
+def launch(folder: Path, processes: int, *accidents: str, **args) -> subprocess.CompletedProcess:
+    """Run two tasks of digits in so many processes, or go on with them."""
+    folder.mkdir(exist_ok=True)
     script = folder / "script.py"
     script.write_text(SCRIPT.format(root=str(Path(__file__).parents[1]), tests=str(Path(__file__).parent)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(script), str(folder), json.dumps(args)],
+    return subprocess.run(
+        [*command, str(script), str(folder), json.dumps(args), *accidents],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def run(folder: Path, processes: int, **args) -> list[dict]:
+    """Return what each of so many processes saw of two tasks of digits."""
+    done = launch(folder, processes, **args)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(processes)]
 
@@ -69,3 +86,61 @@ def test_two_processes_hold_the_same_and_write_what_one_writes(tmp_path, wake_pl
     assert both[0]["counts"] == one["counts"]
     stages = sorted(path.name for path in (tmp_path / "two").glob("task-*"))
     assert stages == ["task-01", "task-02"]
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """Return reports and folder of two processes that learned well and were never stopped."""
+    folder = tmp_path_factory.mktemp("processes") / "whole"
+    return run(folder, 2, **LEARNING), folder
+
+
+LEARNING = {
+    "num_train_epochs": 4,
+    "per_device_train_batch_size": 8,
+    "sleep_steps": 150,
+    "save_strategy": "steps",
+    "save_steps": 10,
+    "augmentation": "crop",
+}
+
+
+def pooled(report: dict) -> float:
+    return sum(report["matrix"][-1]) / 2
+
+
+def test_two_processes_learn_as_well_as_one(learned, tmp_path):
+    (both, _), folder = learned
+    (one,) = run(tmp_path / "one", 1, **{**LEARNING, "per_device_train_batch_size": 16})
+    assert pooled(both) > 0.85
+    assert pooled(both) == pytest.approx(pooled(one), abs=0.01)
+    assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(("rank", "script"))) == [
+        "history.json",
+        "history.png",
+        "task-01",
+        "task-02",
+    ]
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(learned, tmp_path):
+    done = launch(tmp_path / "out", 2, "stop", **LEARNING)
+    assert done.returncode != 0
+    assert "Stopped by signal 15" in done.stderr
+    checkpoints = (tmp_path / "out" / "checkpoints" / "task-01").glob("checkpoint-*")
+    last = max(int(path.name.removeprefix("checkpoint-")) for path in checkpoints)
+    assert last == 4 * 5 + 4  # steps of wake and of sleep
+    assert run(tmp_path / "out", 2, **LEARNING) == learned[0]
+
+
+def test_a_loss_of_one_of_two_processes_that_is_not_finite_stops_both(learned, tmp_path):
+    done = launch(tmp_path / "out", 2, "break", **LEARNING)
+    assert done.returncode != 0
+    assert done.stderr.count("Expected a finite loss, but that of step 4 of the wake of task-01") >= 2
+    assert run(tmp_path / "out", 2, **LEARNING) == learned[0]
+
+
+def test_processes_that_hold_different_weights_are_found_out(tmp_path):
+    done = launch(tmp_path / "out", 2, "leave", **LEARNING)
+    assert done.returncode != 0
+    assert "hold the same after task-01, but on [1] not the same as on 0: head.classifier.bias." in done.stderr
+    assert not (tmp_path / "out" / "task-01").exists()
