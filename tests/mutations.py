@@ -99,7 +99,10 @@ def _digest(load: Callable[[], list]) -> str | None:
 
 
 def _load_model(stage: Path, auto: bool) -> WakeSleepForImageClassification:
-    return (AutoModelForImageClassification if auto else WakeSleepForImageClassification).from_pretrained(stage)
+    model = (AutoModelForImageClassification if auto else WakeSleepForImageClassification).from_pretrained(stage)
+    if not isinstance(model, WakeSleepForImageClassification):
+        raise ValueError(f"transformers took it for a {type(model).__name__}, as its configuration says")
+    return model
 
 
 def _going_on(stage: Path, stream: TaskStream, auto: bool) -> list:
