@@ -79,7 +79,7 @@ def open_image(encoded: dict, where: str) -> Image.Image:
         zlib.error,
     ) as error:
         raise ValueError(
-            f"Expected a readable image, but {where} cannot be read ({error}). Repair it or drop that row."
+            f"Expected a readable image, but {where} cannot be read ({str(error)[:200]}). Repair it or drop that row."
         ) from error
 
 

@@ -290,8 +290,8 @@ def _task_sizes(num_classes: int, num_tasks: int | None, classes_per_task: Seque
     if (num_tasks is None) == (classes_per_task is None):
         raise ValueError("Give either `num_tasks` or `classes_per_task`, not both and not neither.")
     if classes_per_task is not None:
-        sizes = list(classes_per_task) if isinstance(classes_per_task, Sequence | np.ndarray) else [classes_per_task]
-        if not all(map(is_whole, sizes)):
+        sizes = list(classes_per_task) if isinstance(classes_per_task, Sequence | np.ndarray) else None
+        if sizes is None or not all(map(is_whole, sizes)):
             raise ValueError(f"`classes_per_task` must be a list of whole numbers, got {classes_per_task!r}.")
         if not sizes or min(sizes) < 1 or sum(sizes) != num_classes:
             raise ValueError(
