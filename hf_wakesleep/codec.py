@@ -1,5 +1,6 @@
 """Codec: from an image to a small code, a self-contained `bytes`, and back."""
 
+import inspect
 import io
 import struct
 from abc import ABC, abstractmethod
@@ -94,8 +95,8 @@ class WebPCodec(Codec):
     name = "webp"
 
     def __init__(self, quality: int = 50):
-        if not 0 <= quality <= 100:
-            raise ValueError(f"`quality` of WebP must lie in 0..100, got {quality}.")
+        if not isinstance(quality, int) or isinstance(quality, bool) or not 0 <= quality <= 100:
+            raise ValueError(f"`quality` of WebP must be a whole number in 0..100, got {quality!r}.")
         self.quality = quality
 
     def settings(self):
@@ -113,13 +114,21 @@ class WebPCodec(Codec):
         return [self._decode_one(code) for code in codes]
 
     def _decode_one(self, code: bytes) -> torch.Tensor:
+        _check_side(*_webp_size(code))
         try:
             with Image.open(io.BytesIO(code), formats=["WEBP"]) as image:
-                _check_side(image.height, image.width)
                 pixels = np.asarray(image.convert("RGB"))
         except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
             raise CodecError(f"Expected a WebP code, got {len(code)} bytes that do not decode: {error}.") from error
         return torch.from_numpy(pixels.copy()).permute(2, 0, 1)  # (3, H, W)
+
+
+def _webp_size(code: bytes) -> tuple[int, int]:
+    """Return height and width as the header says, of nothing but one lossy frame (RFC 9649, section 2.5)."""
+    if len(code) < 30 or (code[:4], code[8:16], code[23:26]) != (b"RIFF", b"WEBPVP8 ", b"\x9d\x01\x2a"):
+        raise CodecError(f"Expected a WebP code, one lossy frame without extras, got {len(code)} other bytes.")
+    width, height = struct.unpack_from("<HH", code, 26)
+    return height & 0x3FFF, width & 0x3FFF  # the upper bits say how to scale it up
 
 
 DEFAULT_CODEC = "webp"
@@ -135,8 +144,11 @@ def make_codec(name: str, state_dict: dict[str, torch.Tensor] | None = None, **s
         settings: What `Codec.settings` returned, or the codec's own arguments.
 
     Raises:
-        ValueError: If there is no codec of that name.
+        ValueError: If there is no codec of that name, or it has no such settings.
     """
-    if name not in CODECS:
+    if not isinstance(name, str) or name not in CODECS:
         raise ValueError(f"`codec` must be one of {sorted(CODECS)}, got {name!r}.")
+    given, known = {*settings, *(["state_dict"] if state_dict else [])}, inspect.signature(CODECS[name]).parameters
+    if not given <= set(known):
+        raise ValueError(f"The codec {name!r} has the settings {sorted(known)}, got {sorted(given - set(known))} too.")
     return CODECS[name](**settings) if not state_dict else CODECS[name](state_dict=state_dict, **settings)

@@ -1,9 +1,26 @@
 """WakeSleepConfig: everything that fixes the shape and the input of a wake-sleep image classifier."""
 
-from transformers import AutoConfig, PreTrainedConfig
+import math
+import re
+from collections.abc import Sequence
+from numbers import Integral, Real
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 POOLINGS = ("pooler", "cls", "mean")
 CLASSIFIERS = ("linear", "cosine")
+
+# A configuration comes from strangers, and a model is built from it before its weights are looked at.
+MAX_CLASSES = 100_000
+MAX_NAME = 1_000  # characters in the name of a class
+MAX_SIDE = 4_096  # pixels
+MAX_LAYERS = 256
+MAX_WIDTH = 65_536  # of anything else in a backbone
+LAYERS = ("num_hidden_layers", "depth", "depths", "layers")
+# Arguments of `timm.create_model` that fetch or unpickle weights, and what is no name of an architecture.
+REFUSED_MODEL_ARGS = ("cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
+_ARCHITECTURE = re.compile(r"\w+(\.\w+)?").fullmatch
 
 
 class WakeSleepConfig(PreTrainedConfig):
@@ -52,9 +69,11 @@ class WakeSleepConfig(PreTrainedConfig):
     ):
         if backbone_config is None:
             backbone_config = {"model_type": "vit"}
-        if isinstance(backbone_config, dict):
-            fields = dict(backbone_config)
-            backbone_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        if not isinstance(backbone_config, PreTrainedConfig):
+            backbone_config = _build_backbone_config(backbone_config)
+        _check_fields(kwargs, PreTrainedConfig, "the configuration")
+        if kwargs.pop("model_type", self.model_type) != self.model_type:
+            raise ValueError(f"Expected a configuration of the type {self.model_type!r}, got another.")
         self.backbone_config = backbone_config
         self.backbone_revision = backbone_revision
         self.pooling = pooling
@@ -62,25 +81,34 @@ class WakeSleepConfig(PreTrainedConfig):
         self.recall_weight = recall_weight
         self.recall_shrinkage = recall_shrinkage
         self.image_size = image_size
-        self.image_mean = list(image_mean)
-        self.image_std = list(image_std)
+        self.image_mean = image_mean
+        self.image_std = image_std
         self._check()
-        id2label = {int(index): name for index, name in (id2label or {}).items()}
+        self.image_mean, self.image_std = list(image_mean), list(image_std)
+        names = _class_list({} if id2label is None else id2label)
         kwargs.pop("label2id", None)
-        super().__init__(id2label=id2label, label2id={name: i for i, name in id2label.items()}, **kwargs)
+        if kwargs.pop("num_labels", len(names)) != len(names):
+            raise ValueError(f"`num_labels` is the number of classes learned, {len(names)}. Leave it out.")
+        label2id = {name: index for index, name in enumerate(names)}
+        try:
+            super().__init__(id2label=dict(enumerate(names)), label2id=label2id, **kwargs)
+        except (AttributeError, LookupError, StrictDataclassError, TypeError) as error:
+            raise ValueError(
+                f"Expected fields that transformers knows in the configuration, but {error!r}."
+            ) from error
 
     def _check(self):
         if self.pooling not in POOLINGS:
             raise ValueError(f"`pooling` must be one of {POOLINGS}, got {self.pooling!r}.")
         if self.classifier not in CLASSIFIERS:
             raise ValueError(f"`classifier` must be one of {CLASSIFIERS}, got {self.classifier!r}.")
-        if not 0 <= self.recall_weight <= 1:
-            raise ValueError(f"`recall_weight` must lie in [0, 1], got {self.recall_weight}.")
-        if not 0 < self.recall_shrinkage <= 1:
-            raise ValueError(f"`recall_shrinkage` must lie in (0, 1], got {self.recall_shrinkage}.")
-        if self.image_size < 1:
-            raise ValueError(f"`image_size` must be at least 1 pixel, got {self.image_size}.")
-        if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
+        if not (_is_number(self.recall_weight) and 0 <= self.recall_weight <= 1):
+            raise ValueError(f"`recall_weight` must lie in [0, 1], got {self.recall_weight!r}.")
+        if not (_is_number(self.recall_shrinkage) and 0 < self.recall_shrinkage <= 1):
+            raise ValueError(f"`recall_shrinkage` must lie in (0, 1], got {self.recall_shrinkage!r}.")
+        if not (_is_whole(self.image_size) and 1 <= self.image_size <= MAX_SIDE):
+            raise ValueError(f"`image_size` must be 1 to {MAX_SIDE} pixels, got {self.image_size!r}.")
+        if not (_is_triple(self.image_mean) and _is_triple(self.image_std) and min(self.image_std) > 0):
             raise ValueError(
                 "`image_mean` and `image_std` must hold 3 values (red, green, blue) and every standard deviation "
                 f"must be positive, got {self.image_mean} and {self.image_std}."
@@ -102,7 +130,7 @@ class WakeSleepConfig(PreTrainedConfig):
             names (`list[str]`): The new classes, in order.
 
         Raises:
-            ValueError: If a name is known already or comes twice.
+            ValueError: If a name is known already, comes twice, or is no name.
         """
         known = self.classes
         repeated = sorted(set(names) & set(known)) + sorted({name for name in names if names.count(name) > 1})
@@ -111,5 +139,107 @@ class WakeSleepConfig(PreTrainedConfig):
                 f"New classes must be new, but {repeated} are known already or come twice. "
                 "Rename them, or drop them from the task."
             )
+        check_class_names([*known, *names])
         self.id2label = dict(enumerate(known + list(names)))
         self.label2id = {name: index for index, name in self.id2label.items()}
+
+
+def check_class_names(names: Sequence[str]) -> None:
+    """Refuse what cannot be the names of classes, whatever the alphabet of those that can.
+
+    Raises:
+        ValueError: If there are too many, or one is no text, empty, too long, or not valid Unicode.
+    """
+    if len(names) > MAX_CLASSES:
+        raise ValueError(f"Expected at most {MAX_CLASSES:,} classes, got {len(names):,}.")
+    for name in names:
+        if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME or any("\ud800" <= c <= "\udfff" for c in name):
+            raise ValueError(
+                f"Expected names of classes of 1 to {MAX_NAME} characters of valid Unicode, got {str(name)[:50]!r}. "
+                "Rename that class."
+            )
+
+
+def _class_list(id2label: dict) -> list[str]:
+    """Return the names in the order of their indices, which must be 0, 1, ..."""
+    if not isinstance(id2label, dict):
+        raise ValueError(f"`id2label` must be a dict from index to name, got {str(id2label)[:100]}.")
+    if len(id2label) > MAX_CLASSES:
+        raise ValueError(f"Expected at most {MAX_CLASSES:,} classes, got {len(id2label):,}.")
+    if set(map(str, id2label)) != set(map(str, range(len(id2label)))):
+        raise ValueError(f"`id2label` must name the classes 0, 1, 2, ..., got {str(list(id2label)[:5])[:100]}.")
+    names = [name for _, name in sorted((int(index), name) for index, name in id2label.items())]
+    check_class_names(names)
+    if len(set(names)) < len(names):
+        raise ValueError("`id2label` must name every class once, but some names come twice.")
+    return names
+
+
+def _build_backbone_config(fields: dict) -> PreTrainedConfig:
+    """Return the configuration of a backbone, unless its values are absurd or would fetch something."""
+    if not isinstance(fields, dict) or str(fields.get("model_type")) not in {*CONFIG_MAPPING.keys()} - {"wakesleep"}:
+        found = fields.get("model_type") if isinstance(fields, dict) else fields
+        raise ValueError(
+            "`backbone_config` must be a configuration with a `model_type` that transformers knows, got "
+            f"{str(found)[:100]!r}."
+        )
+    fields = dict(fields)
+    config_class = CONFIG_MAPPING[fields.pop("model_type")]
+    _check_fields(fields, config_class, "`backbone_config`")
+    _check_sizes(fields, "backbone_config", MAX_WIDTH)
+    model_args = fields.get("model_args") or {}
+    refused = sorted(set(model_args) & set(REFUSED_MODEL_ARGS)) if isinstance(model_args, dict) else [str(model_args)]
+    if refused or not _ARCHITECTURE(str(fields.get("architecture", "vit"))):
+        raise ValueError(
+            "`backbone_config` must name an architecture of timm and arguments that shape it, got architecture "
+            f"{str(fields.get('architecture'))[:100]!r} and {refused}."
+        )
+    try:
+        return config_class(**fields)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError) as error:
+        raise ValueError(f"`backbone_config` must describe a backbone, but {error!r}.") from error
+
+
+def _check_fields(fields: dict, config_class: type, where: str) -> None:
+    """Refuse fields that would replace a method, and attention that is code from the Hub."""
+    methods = [name for name in fields if name in dir(config_class) and callable(getattr(config_class, name))]
+    if methods:
+        raise ValueError(f"Expected fields in {where}, got the names of methods: {methods[:5]}. Leave them out.")
+    attention = fields.get("attn_implementation")
+    if attention is not None and not (isinstance(attention, str) and "/" not in attention):
+        raise ValueError(
+            f"`attn_implementation` in {where} must be built in, such as 'sdpa', got {str(attention)[:100]!r}. Load "
+            "kernels from the Hub with `model.set_attn_implementation(...)`."
+        )
+
+
+def _check_sizes(value, name: str, most: int) -> None:
+    """Refuse numbers that no backbone has, at any depth."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            most_here = MAX_LAYERS if key in LAYERS else MAX_WIDTH
+            if _is_number(item) and item < 0 and (key.startswith("num_") or key.endswith("_size")):
+                raise ValueError(f"`{name}.{key}` must not be negative, got {item}.")
+            _check_sizes(item, f"{name}.{key}", most_here)
+    elif isinstance(value, list):
+        for item in value:
+            _check_sizes(item, name, most)
+    elif _is_number(value) and not abs(value) <= most:
+        raise ValueError(f"`{name}` must be a number up to {most:,}, got {value}.")
+
+
+def _is_whole(value) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_triple(values) -> bool:
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == 3
+        and all(map(_is_number, values))
+        and all(map(math.isfinite, values))
+    )

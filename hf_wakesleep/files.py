@@ -1,5 +1,6 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and files that are read as what they should be."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -106,3 +107,25 @@ def check_writable(folder: str | Path) -> None:
 
 class _DiskError(OSError):
     """An error that says what to do already."""
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON object.
+
+    Args:
+        path (`Path`): An existing file.
+
+    Raises:
+        ValueError: If it holds anything else, or numbers that JSON does not know (`NaN`, `Infinity`).
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deeply") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"a JSON object expected, got a {type(content).__name__}")
+    return content
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number in JSON")

@@ -6,9 +6,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from . import metrics
-from .files import write_whole
+from .digests_wakesleep import HISTORY_FILES, check_digests
+from .files import read_json, write_whole
 
 HISTORY_NAME = "history.json"
+COUNTS = ("num_train_images", "num_eval_images", "num_codes", "wake_images", "sleep_images")  # of a record
 
 
 @dataclass
@@ -52,6 +54,35 @@ class TaskRecord:
     sleep_images: int = 0
     sleep: dict = field(default_factory=dict)
     fingerprint: dict = field(default_factory=dict)
+
+    def check(self, position: int) -> None:
+        """Refuse values that no run writes.
+
+        Args:
+            position (`int`): Which task it is, from 1.
+
+        Raises:
+            ValueError: If a value is of another type or out of its range.
+        """
+        counts = {name: getattr(self, name) for name in COUNTS} | dict(self.memory_bytes)
+        checks = {
+            "name": isinstance(self.name, str),
+            "classes": _are_names(self.classes) and _are_names(self.new_classes),
+            "new_classes": set(self.new_classes) <= set(self.classes),
+            "accuracy": isinstance(self.accuracy, list)
+            and len(self.accuracy) == position
+            and all(map(_is_share, self.accuracy)),
+            "before_accuracy": _is_share(self.before_accuracy),
+            "untrained_accuracy": _is_share(self.untrained_accuracy),
+            "recall_weight": _is_share(self.recall_weight),
+            "memory_bytes": set(self.memory_bytes) == {"codes", "index", "codec", "statistics", "total"},
+            **{name: type(value) is int and 0 <= value < 2**63 for name, value in counts.items()},
+            **{name: _is_seconds(getattr(self, name)) for name in ("wake_seconds", "sleep_seconds")},
+            **{name: isinstance(getattr(self, name), dict) for name in ("sleep", "fingerprint")},
+        }
+        wrong = [name for name, holds in checks.items() if not holds]
+        if wrong:
+            raise ValueError(f"values that a run writes expected in task {position}, got others in {wrong}")
 
 
 @dataclass
@@ -138,12 +169,30 @@ class History:
         path = Path(folder) / HISTORY_NAME
         if not path.is_file():
             raise ValueError(f"Expected {path}, which does not exist. Is {folder} a stage or an output folder?")
+        check_digests(folder, HISTORY_FILES)
         try:
-            content = json.loads(path.read_text())
+            content = read_json(path)
+            if not isinstance(content["records"], list):
+                raise TypeError("a list expected as 'records'")
             records = [TaskRecord(**_none_to_nan(record)) for record in content["records"]]
-            return cls(content["protocol"], _none_to_nan(content["untrained"]), records, content["settings"])
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            history = cls(content["protocol"], _none_to_nan(content["untrained"]), records, content["settings"])
+            history._check()
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"Expected a history in {path}, which does not hold one ({error!r}).") from error
+        return history
+
+    def _check(self) -> None:
+        """Refuse values that no run writes."""
+        for name, value in (("protocol", self.protocol), ("settings", self.settings), ("untrained", self.untrained)):
+            if not isinstance(value, dict):
+                raise ValueError(f"an object expected as {name!r}, got {value!r}")
+        if not all(map(_is_share, self.untrained.values())):
+            raise ValueError("accuracies expected as 'untrained', got others")
+        for position, record in enumerate(self.records, start=1):
+            record.check(position)
+        for what, names in (("task", [record.name for record in self.records]), ("class", self.classes)):
+            if len(set(names)) < len(names):
+                raise ValueError(f"every {what} once expected, but one comes twice")
 
     def table(self) -> str:
         """Return the accuracy matrix and all metrics as plain text."""
@@ -185,3 +234,16 @@ def _none_to_nan(value):
     if isinstance(value, list):
         return [_none_to_nan(item) for item in value]
     return math.nan if value is None else value
+
+
+def _is_share(value) -> bool:
+    """Whether a value is a number in [0, 1], or NaN for one that is not known."""
+    return isinstance(value, float | int) and not isinstance(value, bool) and (math.isnan(value) or 0 <= value <= 1)
+
+
+def _is_seconds(value) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def _are_names(values) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)

@@ -18,6 +18,7 @@ from huggingface_hub.errors import HTTPError
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from .digests_wakesleep import check_digests
 from .files import write_whole
 from .history import HISTORY_NAME, History
 from .model_card import collect_facts, render_model_card
@@ -99,9 +100,11 @@ def publish_stage(
 
     Raises:
         TagTakenError: If the tag exists and belongs to another run.
+        ValueError: If a file of the stage is damaged.
         HfHubHTTPError, HTTPError, OSError: If the Hub cannot be reached or refuses.
     """
     folder, api = Path(folder), HfApi(token=token)
+    check_digests(folder)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)

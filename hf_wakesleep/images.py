@@ -1,17 +1,21 @@
 """ImageReader: from what a dataset holds to the uint8 images that are remembered and the pixels a model takes."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import torch
 from datasets import Dataset
 from datasets import Image as ImageFeature
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from transformers import ViTImageProcessor
 from transformers.image_utils import PILImageResampling
 
 from .configuration_wakesleep import WakeSleepConfig
 from .labels import label_array
+
+MAX_RATIO = 256  # of the sides of an image: the shorter is resized to the model's, which lengthens the longer
 
 
 def make_image_processor(config: WakeSleepConfig) -> ViTImageProcessor:
@@ -56,18 +60,26 @@ def open_image(encoded: dict, where: str) -> Image.Image:
     try:
         source = io.BytesIO(encoded["bytes"]) if encoded["bytes"] is not None else encoded["path"]
         with Image.open(source) as image:
+            if not min(image.size) or max(image.size) > MAX_RATIO * min(image.size):
+                raise ValueError(f"its {image.width} x {image.height} pixels are too long a strip, crop it")
             return to_rgb(ImageOps.exif_transpose(image))
     except (
-        Image.DecompressionBombError,
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,
-        ValueError,
-        TypeError,
+        ArithmeticError,
         AttributeError,
+        EOFError,
+        Image.DecompressionBombError,
+        LookupError,
+        MemoryError,
+        OSError,
+        RuntimeError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+        struct.error,
+        zlib.error,
     ) as error:
         raise ValueError(
-            f"Expected a readable image, but {where} cannot be read ({error}). Repair it or drop that row."
+            f"Expected a readable image, but {where} cannot be read ({str(error)[:200]}). Repair it or drop that row."
         ) from error
 
 

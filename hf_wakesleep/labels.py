@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.types as pat
 from datasets import ClassLabel, Dataset, Image, Value
 
+from .configuration_wakesleep import check_class_names
+
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 
 
@@ -59,6 +61,7 @@ def class_names(datasets: list[Dataset], column: str) -> list[str]:
             _check_convertible(feature, column)
             values = sorted(set(_column(dataset, column).to_pylist()) - {None})
             names.append([str(value) for value in values])
+        check_class_names(names[-1])
     if all(isinstance(dataset.features[column], ClassLabel) for dataset in datasets):
         merged = list(names[0])
         return merged + [name for name in dict.fromkeys(sum(names[1:], [])) if name not in merged]

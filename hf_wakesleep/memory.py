@@ -16,7 +16,10 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .codec import Codec, make_codec
+from .codec import Codec, CodecError, make_codec
+from .configuration_wakesleep import check_class_names
+from .digests_wakesleep import DIGESTS_NAME, MEMORY_FILES, check_digests, file_digest
+from .files import read_json
 
 INDEX_BYTES = 8  # per code: its length, label and task
 LABEL_BYTES = 12  # per class: its entry, and that of a task, in the dictionaries of the file
@@ -24,6 +27,7 @@ FILE_BYTES = 1024  # what a parquet file with rows holds beyond one without, and
 
 CODES_NAME, CODEC_NAME, MEMORY_NAME = "codes.parquet", "codec.safetensors", "memory.json"
 SEALED = (CODES_NAME, CODEC_NAME)  # their digests stand in memory.json
+KEYS = {"codec", "settings", "budget", "statistics_bytes", "sha256"}  # of memory.json
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,9 @@ class SemiParametricMemory:
         """
         indices = np.asarray(indices, dtype=np.int64)
         images = self.codec.decode(self._codes.take(pa.array(indices)).to_pylist())
+        sizes = sorted({tuple(image.shape) for image in images})
+        if len(sizes) > 1:
+            raise CodecError(f"Expected codes of images of one size, got {sizes[:5]}.")
         return torch.stack(images), torch.from_numpy(self._labels[indices])  # (B, 3, H, W), (B,)
 
     def sample(self, size: int, generator: np.random.Generator, among: np.ndarray | None = None) -> np.ndarray:
@@ -207,7 +214,7 @@ class SemiParametricMemory:
             "settings": self.codec.settings(),
             "budget": self.budget,
             "statistics_bytes": self.statistics_bytes,
-            "sha256": {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name in SEALED},
+            "sha256": {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.name in SEALED},
         }
         (folder / MEMORY_NAME).write_text(json.dumps(settings, indent=2) + "\n")
 
@@ -218,24 +225,33 @@ class SemiParametricMemory:
         Raises:
             ValueError: If a file is missing or does not hold a memory.
         """
-        folder = Path(folder)
+        folder = Path(folder).absolute()
         missing = [name for name in (CODES_NAME, MEMORY_NAME) if not (folder / name).is_file()]
         if missing:
             raise ValueError(f"Expected a memory in {folder}, but {missing} are missing. Is it a whole stage?")
+        if folder.name == "memory":  # in a stage
+            check_digests(folder.parent, MEMORY_FILES)
         try:
-            settings = json.loads((folder / MEMORY_NAME).read_text())
-            digests = {name: _sha256(folder / name) for name in SEALED if (folder / name).is_file()}
-            if settings["sha256"] != digests:
-                raise ValueError(f"{' or '.join(digests)} is not the file that was written with {MEMORY_NAME}")
+            settings = _read_settings(folder)
             weights = load_file(folder / CODEC_NAME) if (folder / CODEC_NAME).is_file() else None
             codec = make_codec(settings["codec"], state_dict=weights, **settings["settings"])
-            table = pq.read_table(folder / CODES_NAME, memory_map=True)
+            table = _read_parquet(folder / CODES_NAME)
             memory = cls(codec, settings["budget"], Features.from_arrow_schema(table.schema)["label"].names)
             memory.statistics_bytes = settings["statistics_bytes"]
             memory._codes = table["code"].combine_chunks().cast(pa.large_binary())
             memory._labels = table["label"].to_numpy().astype(np.int64)
             memory._tasks = table["task"].to_numpy().astype(np.int32)
-        except (KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
+            memory._check(table.schema)
+        except (
+            OSError,
+            RecursionError,
+            pa.ArrowException,
+            KeyError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            SafetensorError,
+        ) as error:
             raise ValueError(
                 f"Expected a memory in {folder}, but its files do not hold one ({error!r}). Is the download complete?"
             ) from error
@@ -251,7 +267,7 @@ class SemiParametricMemory:
         """
         folder = Path(name_or_path)
         if not folder.is_dir():
-            folder = Path(snapshot_download(name_or_path, allow_patterns="memory/*", **kwargs))
+            folder = Path(snapshot_download(name_or_path, allow_patterns=[DIGESTS_NAME, "memory/*"], **kwargs))
         return cls.load(folder / "memory")
 
     def _code_sizes(self) -> np.ndarray:
@@ -274,16 +290,36 @@ class SemiParametricMemory:
         _write_parquet(self._schema().empty_table(), sink)
         return sink.getvalue().size + FILE_BYTES + LABEL_BYTES * len(self.classes)
 
+    def _check(self, schema: pa.Schema) -> None:
+        """Refuse a table that `write` cannot have made."""
+        if not schema.equals(self._schema()):
+            raise ValueError(f"columns {self._schema().names} of the types of a memory expected, got {schema}")
+        check_class_names(self.classes)
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("a class comes twice")
+        labels, tasks = self._labels, self._tasks
+        if len(self) and not (0 <= labels.min() <= labels.max() < len(self.classes) and tasks.min() >= 0):
+            raise ValueError(f"labels in 0..{len(self.classes) - 1} and tasks from 0 expected, got others")
+        if not np.array_equal(_order(self._codes, labels), np.arange(len(self))):
+            raise ValueError("codes in the order of their classes and digests expected, got another order")
+        if self.budget is not None and self.num_bytes.codes + INDEX_BYTES * len(self) > self.budget:
+            raise ValueError(f"at most {self.budget:,} bytes of codes expected, got {self.num_bytes.codes:,}")
+
     def _set(self, codes: pa.LargeBinaryArray, labels: np.ndarray, tasks: np.ndarray) -> None:
         """Order codes, drop what the budget does not hold, and make the rest the content of the memory."""
-        digests = [hashlib.blake2b(code.as_buffer(), digest_size=8).digest() for code in codes]
-        order = np.lexsort((np.asarray(digests, dtype="S8"), labels)).astype(np.int64)
+        order = _order(codes, labels)
         if self.budget is not None:
             sizes = np.diff(np.frombuffer(codes.buffers()[1], dtype=np.int64)[codes.offset :][: len(codes) + 1])
             room = self.budget - self._file_bytes() - self.codec.num_bytes - self.statistics_bytes
             order = order[_fit(labels[order], sizes[order] + INDEX_BYTES, room, self.budget)]
         self._codes = codes.take(pa.array(order))
         self._labels, self._tasks = labels[order], tasks[order]
+
+
+def _order(codes: pa.LargeBinaryArray, labels: np.ndarray) -> np.ndarray:
+    """Return the order by class and, within a class, by a digest of the code, int64 of shape (M,)."""
+    digests = [hashlib.blake2b(code.as_buffer(), digest_size=8).digest() for code in codes]
+    return np.lexsort((np.asarray(digests, dtype="S8"), labels)).astype(np.int64)
 
 
 def _fit(labels: np.ndarray, sizes: np.ndarray, room: int, budget: int) -> np.ndarray:
@@ -324,13 +360,37 @@ def _fit(labels: np.ndarray, sizes: np.ndarray, room: int, budget: int) -> np.nd
     return keep
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _write_parquet(table: pa.Table, where) -> None:
     pq.write_table(table, where, compression="none", use_dictionary=["label", "task"], write_statistics=False)
+
+
+def _read_settings(folder: Path) -> dict:
+    """Read memory.json, and compare the files beside it with the digests in it."""
+    settings = read_json(folder / MEMORY_NAME)
+    if set(settings) != KEYS:
+        raise ValueError(f"{MEMORY_NAME} with the keys {sorted(KEYS)} expected, got {sorted(settings)[:9]}")
+    for name in ("budget", "statistics_bytes"):
+        value = settings[name]
+        if not (type(value) is int and 0 <= value < 2**63) and not (name == "budget" and value is None):
+            raise ValueError(f"a number of bytes expected as {name!r}, got {value!r}")
+    digests = {name: file_digest(folder / name) for name in SEALED if (folder / name).is_file()}
+    if settings["sha256"] != digests:
+        raise ValueError(f"{' or '.join(digests)} is not the file that was written with {MEMORY_NAME}")
+    return settings
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    """Read the table of codes, unless it would take more memory than the file is long."""
+    metadata = pq.read_metadata(path)
+    for group in range(metadata.num_row_groups):
+        for column in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(column)
+            is_dictionary = any("DICTIONARY" in encoding for encoding in chunk.encodings)
+            if chunk.compression != "UNCOMPRESSED" or (chunk.path_in_schema == "code" and is_dictionary):
+                raise ValueError(f"plain columns expected, but {chunk.path_in_schema!r} is compressed")
+    if metadata.num_rows * 4 > path.stat().st_size:  # the length of every code takes 4 bytes
+        raise ValueError(f"{metadata.num_rows:,} codes do not fit into {path.stat().st_size:,} bytes")
+    table = pq.read_table(path, memory_map=True)
+    if table.num_rows != metadata.num_rows or any(column.null_count for column in table.columns):
+        raise ValueError("a code, label and task in every row expected, but some are missing")
+    return table

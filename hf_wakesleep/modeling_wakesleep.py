@@ -1,19 +1,24 @@
 """WakeSleepForImageClassification: a ViT backbone with a semi-parametric memory head."""
 
+import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput, cached_file, extract_commit_hash
+from transformers.utils import SAFE_WEIGHTS_NAME, ModelOutput, cached_file, extract_commit_hash
 
 from .configuration_wakesleep import WakeSleepConfig
+from .digests_wakesleep import WEIGHT_FILES, check_digests, write_digests
 from .head_wakesleep import INITIAL_SCALE, CosineClassifier, LinearClassifier, Recall, SemiParametricHead
 
 DOWNLOAD = ("revision", "token", "cache_dir", "subfolder", "local_files_only")  # which file is meant
+SLACK = 2**22  # numbers that a model may hold beyond twice its weights on disk
 
 
 @dataclass
@@ -80,12 +85,65 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """Load a stage as `PreTrainedModel.from_pretrained` does, and keep its commit in `stage_revision`."""
+        """Load a stage as `PreTrainedModel.from_pretrained` does, but never a part of it and never a pickle.
+
+        The commit is kept in `stage_revision`. In a folder, configuration and weights are compared with its
+        `digests.json`, if it has one.
+
+        Raises:
+            OSError: If there is no configuration or no file of weights.
+            ValueError: If files are damaged, or configuration and weights do not fit each other.
+        """
         download = {key: kwargs[key] for key in DOWNLOAD if key in kwargs}
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        if folder.is_dir():
+            check_digests(folder, WEIGHT_FILES)
+            _check_shards(folder)
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs = {"use_safetensors": True, **kwargs, "output_loading_info": True}
+        try:
+            cls._check_size(pretrained_model_name_or_path, kwargs.get("config"), folder, download)
+            model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, SafetensorError, TypeError) as error:
+            raise ValueError(
+                f"Expected a model in {pretrained_model_name_or_path}, but its files do not hold one "
+                f"({_first_line(error)}). Is the download complete?"
+            ) from error
+        misfits = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
+        if misfits:
+            raise ValueError(
+                f"Expected weights of the model that config.json in {pretrained_model_name_or_path} describes, got "
+                f"{ {kind: names[:3] for kind, names in misfits.items()} }. Is the download complete?"
+            )
         model.stage_revision = _commit_of(pretrained_model_name_or_path, download)
-        return loaded
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def _check_size(cls, name_or_path, config, folder: Path, download: dict) -> None:
+        """Refuse a configuration of a model much larger than its weights, before the rest of it is allocated."""
+        if not isinstance(config, PreTrainedConfig):
+            config = cls.config_class.from_pretrained(name_or_path, **download)
+        if folder.is_dir():
+            files = sorted(folder.glob("*.safetensors"))
+        else:
+            file = cached_file(
+                name_or_path, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **download
+            )
+            files = [file] if file else []  # shards are left to transformers
+        stored = sum(_num_stored(file) for file in files)
+        with torch.device("meta"):
+            expected = sum(tensor.numel() for tensor in cls(config).state_dict().values())
+        if files and expected > 2 * stored + SLACK:
+            raise ValueError(
+                f"Expected weights of the model that config.json in {name_or_path} describes, {expected:,} numbers, "
+                f"got {stored:,}. Is the download complete?"
+            )
+
+    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs) -> None:
+        """Save as `PreTrainedModel.save_pretrained` does, with the digests of what then is in the folder."""
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            write_digests(save_directory)
 
     @classmethod
     def from_backbone(
@@ -134,7 +192,9 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
             if image_mean is None or image_std is None:
                 processing = AutoImageProcessor.from_pretrained(name_or_path, **download)
                 mean, std = processing.image_mean, processing.image_std
-        backbone = AutoModel.from_pretrained(name_or_path, **{"dtype": torch.float32, **kwargs})
+        backbone = AutoModel.from_pretrained(
+            name_or_path, **{"dtype": torch.float32, "use_safetensors": True, **kwargs}
+        )
         backbone.config.num_labels = 0  # the label names of its pretraining are not ours
         if Path(name_or_path).is_dir():
             backbone.config._name_or_path = Path(name_or_path).name  # no path of this machine goes into a checkpoint
@@ -257,3 +317,25 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
 def _commit_of(name_or_path: str, download: dict) -> str | None:
     """Return the commit that a configuration on the Hub was loaded from; `None` for one in a folder."""
     return extract_commit_hash(cached_file(name_or_path, "config.json", **download), None)
+
+
+def _check_shards(folder: Path) -> None:
+    """Refuse an index of shards that leads out of its folder."""
+    for path in folder.glob("*.safetensors.index.json"):
+        try:
+            names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+            outside = [name for name in names if Path(name).name != name]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"Expected an index of shards in {path}, which does not hold one ({error!r}).") from error
+        if outside:
+            raise ValueError(f"Expected shards beside {path}, got {sorted(outside)[:3]}.")
+
+
+def _num_stored(file: str | Path) -> int:
+    """Return how many numbers a safetensors file declares."""
+    with safe_open(file, framework="pt") as content:
+        return sum(math.prod(content.get_slice(name).get_shape()) for name in content.keys())  # noqa: SIM118
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

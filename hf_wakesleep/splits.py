@@ -1,6 +1,7 @@
 """Splits: training and evaluation images, with the columns and class names that a stream works with."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -18,10 +19,12 @@ def as_splits(dataset: Dataset | DatasetDict) -> dict[str, Dataset]:
         ValueError: If there is no training split.
     """
     if isinstance(dataset, Dataset):
-        return {"train": dataset}
+        dataset = {"train": dataset}
     check_splits(dataset)
     if "train" not in dataset:
         raise ValueError(f"Expected a split 'train', found {sorted(dataset)}. Rename the split or pass a `Dataset`.")
+    if not len(dataset["train"]):
+        raise ValueError("Expected training images, but the split 'train' is empty.")
     evaluation = next((name for name in EVAL_SPLITS if name in dataset), None)
     return {"train": dataset["train"]} | ({} if evaluation is None else {"test": dataset[evaluation]})
 
@@ -37,6 +40,19 @@ def check_splits(splits: Mapping[str, Dataset]) -> None:
             f"Expected a `datasets.Dataset` or `DatasetDict`, got {wrong[0]}. Load it with "
             "`datasets.load_dataset(...)`; a streaming dataset must be materialised first."
         )
+
+
+def check_held_out(eval_fraction: float, seed: int | None) -> None:
+    """Raise a `ValueError` for a share or a seed that nothing can be held out with."""
+    if not isinstance(eval_fraction, Real) or not 0 < eval_fraction < 1:
+        raise ValueError(f"`eval_fraction` must lie in (0, 1), got {eval_fraction!r}.")
+    if seed is not None and not (is_whole(seed) and 0 <= seed < 2**32):
+        raise ValueError(f"`seed` must be a whole number in 0..2**32 - 1, got {seed!r}.")
+
+
+def is_whole(value) -> bool:
+    """Whether a value is an integer, of Python or numpy, but no truth value."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def find_columns(dataset: Dataset, image_column: str | None, label_column: str | None) -> dict[str, str]:
@@ -77,8 +93,6 @@ def train_and_eval(
             raise ValueError(f"The training and the evaluation images of {where} are the same; use different splits.")
         evaluation = labelled_images(splits["test"], columns, names)
     else:
-        if not 0 < eval_fraction < 1:
-            raise ValueError(f"`eval_fraction` must lie in (0, 1), got {eval_fraction}.")
         train, evaluation = stratified_split(train, list(names), eval_fraction, seed)
     check_trained(evaluation, present_classes(train), where=where)
     return train, evaluation

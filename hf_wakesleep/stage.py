@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
+from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .codec import DEFAULT_CODEC, Codec, make_codec
+from .configuration_wakesleep import WakeSleepConfig
+from .digests_wakesleep import DIGESTS_NAME, check_digests, write_digests
 from .files import whole_folder
 from .history import HISTORY_NAME, History
 from .memory import SemiParametricMemory
@@ -24,6 +27,7 @@ STAGE_FILES = (  # all that a stage holds, and all that is ever published of it
     "preprocessor_config.json",
     "*_wakesleep.py",
     CARD_NAME,
+    DIGESTS_NAME,
     HISTORY_NAME,
     "history.png",
     "memory/*",
@@ -63,6 +67,7 @@ class Stage:
         (temporary / CARD_NAME).write_text(render_model_card(facts), encoding="utf-8")
         if self.memory is not None:
             self.memory.save(temporary / MEMORY_FOLDER)
+        write_digests(temporary)
 
 
 def stage_name(number: int) -> str:
@@ -100,7 +105,7 @@ def stage_folder(model: WakeSleepForImageClassification) -> Path:
     folder = Path(model.name_or_path)
     if folder.is_dir() or not model.name_or_path:
         return folder
-    patterns = [HISTORY_NAME, f"{MEMORY_FOLDER}/*"]
+    patterns = [pattern for pattern in STAGE_FILES if pattern not in (CARD_NAME, "history.png")]
     return Path(snapshot_download(str(folder), revision=model.stage_revision, allow_patterns=patterns))
 
 
@@ -114,8 +119,12 @@ def initial_state(
         args ([`ContinualTrainingArguments`]): `codec`, `codec_quality` and `memory_budget` of a new memory.
 
     Raises:
-        ValueError: If the model knows classes, but there is no history where it was loaded from.
+        TypeError: If it is another model.
+        ValueError: If the model knows classes, but there is no history where it was loaded from, or the files there
+            are damaged or of different stages.
     """
+    if not isinstance(model, PreTrainedModel) or model.config.model_type != WakeSleepConfig.model_type:
+        raise TypeError(f"Expected a WakeSleepForImageClassification, got {type(model).__name__}.")
     if not model.config.classes:
         settings = {} if args.codec_quality is None else {"quality": args.codec_quality}
         codec = make_codec(args.codec or DEFAULT_CODEC, **settings)
@@ -127,7 +136,7 @@ def initial_state(
             f"{model.name_or_path!r}, where it was loaded from. Load a whole stage, or start with a model without "
             "classes."
         )
-    memory = load_memory(folder)
+    history, memory = load_stage_state(folder, model)
     if args.memory_bytes == 0:
         memory = None
     elif memory is None:
@@ -138,7 +147,58 @@ def initial_state(
     else:
         _check_codec(memory.codec, args)
         memory.set_budget(memory.budget if args.memory_bytes is None else args.memory_bytes)
-    return History.load(folder), memory
+    return history, memory
+
+
+def load_stage_state(
+    folder: str | Path, model: WakeSleepForImageClassification
+) -> tuple[History, SemiParametricMemory | None]:
+    """Return history and memory of a stage, which must be those of its model.
+
+    Args:
+        folder (`str` or `Path`): The stage.
+        model ([`WakeSleepForImageClassification`]): The model that was loaded from it.
+
+    Raises:
+        ValueError: If a file is damaged or of another stage.
+    """
+    check_digests(folder)
+    history, memory = History.load(folder), load_memory(folder)
+    classes = {"config.json": model.config.classes, HISTORY_NAME: history.classes}
+    if memory is not None:
+        classes[MEMORY_FOLDER] = memory.classes
+    if any(names != history.classes for names in classes.values()):
+        counts = {name: len(names) for name, names in classes.items()}
+        raise ValueError(
+            f"Expected the same classes in the same order everywhere in {folder}, but they differ ({counts} classes). "
+            "Its files are of different stages; copy or download it again."
+        )
+    if memory is not None:
+        _check_fit(folder, model, history, memory)
+    return history, memory
+
+
+def _check_fit(
+    folder: str | Path, model: WakeSleepForImageClassification, history: History, memory: SemiParametricMemory
+) -> None:
+    """Compare what a memory holds with what its model takes and its history knows."""
+    side = model.config.image_size
+    codec = {"codec": memory.codec.name, **memory.codec.settings(), "budget": memory.budget}
+    facts = {
+        "codec and budget": (history.protocol.get("memory") == codec, history.protocol.get("memory")),
+        "tasks before": (int(memory.tasks.max(initial=-1)) < len(history), len(history)),
+        "bytes of statistics": (
+            memory.statistics_bytes == model.head.recall.num_bytes,
+            model.head.recall.num_bytes,
+        ),
+        "pixels a side": (not len(memory) or memory.read([0])[0].shape[-2:] == (side, side), side),
+    }
+    for what, (holds, expected) in facts.items():
+        if not holds:
+            raise ValueError(
+                f"Expected a memory of {what} {expected} in {folder}, got another. Its files are of different stages; "
+                "copy or download it again."
+            )
 
 
 def _check_codec(codec: Codec, args: ContinualTrainingArguments) -> None:

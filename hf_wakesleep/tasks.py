@@ -10,10 +10,12 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from .labels import find_column, hub_source, label_array
 from .splits import (
     as_splits,
+    check_held_out,
     check_splits,
     check_trained,
     class_lists,
     find_columns,
+    is_whole,
     present_classes,
     shorten,
     train_and_eval,
@@ -133,6 +135,7 @@ class TaskStream(Sequence):
         Raises:
             ValueError: If names do not match, a task has no images, or a class comes again.
         """
+        check_held_out(eval_fraction, seed)
         for given in (splits, eval_splits or {}):
             check_splits(given)
         if not splits:
@@ -188,6 +191,7 @@ class ClassIncrementalStream(TaskStream):
         label_column: str | None = None,
         eval_fraction: float = 0.2,
     ):
+        check_held_out(eval_fraction, seed)
         splits = as_splits(dataset)
         columns = find_columns(splits["train"], image_column, label_column)
         names = class_lists(list(splits.values()), columns)
@@ -241,6 +245,7 @@ class DomainIncrementalStream(TaskStream):
         label_column: str | None = None,
         eval_fraction: float = 0.2,
     ):
+        check_held_out(eval_fraction, seed)
         splits = as_splits(dataset)
         columns = find_columns(splits["train"], image_column, label_column)
         if by in columns.values():
@@ -285,15 +290,17 @@ def _task_sizes(num_classes: int, num_tasks: int | None, classes_per_task: Seque
     if (num_tasks is None) == (classes_per_task is None):
         raise ValueError("Give either `num_tasks` or `classes_per_task`, not both and not neither.")
     if classes_per_task is not None:
-        sizes = [int(size) for size in classes_per_task]
+        sizes = list(classes_per_task) if isinstance(classes_per_task, Sequence | np.ndarray) else None
+        if sizes is None or not all(map(is_whole, sizes)):
+            raise ValueError(f"`classes_per_task` must be a list of whole numbers, got {classes_per_task!r}.")
         if not sizes or min(sizes) < 1 or sum(sizes) != num_classes:
             raise ValueError(
                 f"`classes_per_task` must hold positive numbers that add up to the {num_classes} classes of the "
                 f"dataset, got {sizes} (sum {sum(sizes)})."
             )
         return sizes
-    if not 1 <= num_tasks <= num_classes:
+    if not is_whole(num_tasks) or not 1 <= num_tasks <= num_classes:
         raise ValueError(
-            f"`num_tasks` must lie in 1..{num_classes}, the number of classes of the dataset, got {num_tasks}."
+            f"`num_tasks` must lie in 1..{num_classes}, the number of classes of the dataset, got {num_tasks!r}."
         )
     return [len(part) for part in np.array_split(np.arange(num_classes), num_tasks)]

@@ -35,7 +35,7 @@ from .processes import check_equal, checksums
 from .protocol import align_tasks, check_same_run, make_protocol
 from .signals import StopSignals
 from .sleep import Replay, SleepReport, consolidate, set_plasticity, snapshot, update_recall
-from .stage import Stage, find_stages, initial_state, load_memory, stage_name
+from .stage import Stage, find_stages, initial_state, load_stage_state, stage_name
 from .tasks import Task, TaskStream
 from .training_args import ContinualTrainingArguments
 from .wake import WakePass, add_memories
@@ -177,7 +177,7 @@ class ContinualTrainer(ClassifierTrainer):
         self.model.grow([name for name in stored.config.classes if name not in self.model.config.label2id])
         self.model.load_state_dict(stored.state_dict())
         self.model.config.recall_weight = stored.config.recall_weight
-        self.history, self.memory = History.load(folder), load_memory(folder)
+        self.history, self.memory = load_stage_state(folder, stored)
         self.tasks = align_tasks(self.stream, self.history)
 
     def _probe(self, task: Task) -> float:

@@ -1,5 +1,6 @@
 """ContinualTrainingArguments: TrainingArguments plus what wake, sleep and memory need."""
 
+import math
 import re
 from dataclasses import dataclass, field
 
@@ -8,6 +9,18 @@ from transformers import TrainingArguments
 from .codec import CODECS
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+MOST = 2**31 - 1
+WHOLE = {"sleep_steps": (0, MOST), "sleep_batch_size": (1, MOST), "per_device_train_batch_size": (1, MOST)}
+NUMBERS = {
+    "learning_rate": (lambda value: value >= 0, "at least 0"),
+    "num_train_epochs": (lambda value: value >= 0, "at least 0"),
+    "weight_decay": (lambda value: value >= 0, "at least 0"),
+    "sleep_learning_rate": (lambda value: value > 0, "positive"),
+    "distillation_weight": (lambda value: value >= 0, "at least 0"),
+    "distillation_temperature": (lambda value: value > 0, "positive"),
+    "backbone_learning_rate_ratio": (lambda value: value >= 0, "at least 0"),
+    "crop_scale": (lambda value: 0 < value <= 1, "in (0, 1]"),
+}
 
 
 def parse_bytes(size: str | int | None) -> int | None:
@@ -18,8 +31,8 @@ def parse_bytes(size: str | int | None) -> int | None:
     """
     if size is None:
         return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B?)\s*", str(size).upper())
-    if match is None or match[2] not in _UNITS:
+    match = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([KMG]?I?B?)\s*", str(size).upper())
+    if match is None or match[2] not in _UNITS or 0 < float(match[1]) * _UNITS[match[2]] < 1:
         raise ValueError(f"Expected a size such as '20MB', '512KB' or 1000000 (bytes), got {size!r}.")
     return int(float(match[1]) * _UNITS[match[2]])
 
@@ -124,23 +137,12 @@ class ContinualTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
-        checks = {
-            "sleep_steps": (self.sleep_steps >= 0, "at least 0"),
-            "sleep_batch_size": (self.sleep_batch_size >= self.world_size, "at least 1 for each process"),
-            "sleep_learning_rate": (self.sleep_learning_rate > 0, "positive"),
-            "distillation_weight": (self.distillation_weight >= 0, "at least 0"),
-            "distillation_temperature": (self.distillation_temperature > 0, "positive"),
-            "backbone_learning_rate_ratio": (self.backbone_learning_rate_ratio >= 0, "at least 0"),
-            "recall_weight": (self.recall_weight is None or 0 <= self.recall_weight <= 1, "in [0, 1]"),
-            "crop_scale": (0 < self.crop_scale <= 1, "in (0, 1]"),
-        }
-        for name, (holds, expected) in checks.items():
-            if not holds:
-                raise ValueError(f"`{name}` must be {expected}, got {getattr(self, name)}.")
+        self._check_numbers()
         for name in ("codec", "wake_plasticity", "sleep_plasticity", "augmentation", "non_finite_loss"):
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in [*choices, *([None] if name == "codec" else [])]:
                 raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
+        parse_bytes(self.memory_budget)
         if self.codec_quality is not None and self.codec == "raw":
             raise ValueError("`codec_quality` is the quality of WebP, but `codec` is 'raw'. Leave one of them out.")
         for name in ("load_best_model_at_end", "prediction_loss_only"):
@@ -154,6 +156,29 @@ class ContinualTrainingArguments(TrainingArguments):
                 "Sleep and wake replay read from memory, but `memory_budget` is 0. Pass `sleep_steps=0` and "
                 "`wake_replay=False`, or a budget."
             )
+
+    def _check_numbers(self) -> None:
+        for name, (low, high) in WHOLE.items():
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                raise ValueError(f"`{name}` must be a whole number of at least {low}, got {value!r}.")
+        if self.sleep_batch_size < self.world_size:
+            raise ValueError(
+                f"`sleep_batch_size` must be at least 1 for each of {self.world_size} processes, got "
+                f"{self.sleep_batch_size}."
+            )
+        for name, (holds, expected) in NUMBERS.items():
+            value = getattr(self, name)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not (is_number and holds(value)):
+                raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
+        for name, most in (("recall_weight", 1), ("codec_quality", 100)):
+            value = getattr(self, name)
+            kind = int if name == "codec_quality" else int | float
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, kind) or not 0 <= value <= most
+            ):
+                raise ValueError(f"`{name}` must be in [0, {most}], got {value!r}.")
 
     @property
     def shows_progress(self) -> bool:

@@ -21,6 +21,13 @@ from hf_wakesleep import ContinualTrainingArguments, WakeSleepConfig, WakeSleepF
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("fixed")
 
+PARTS = 4  # that long tests are cut into, for workers to share
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="Run all of the mutations, not a sample.")
+
+
 FAST = {
     "num_train_epochs": 1,
     "learning_rate": 3e-3,

@@ -1,6 +1,7 @@
 """WakeSleepForImageClassification: forward, growth, exact save and load, Auto classes, pipeline, timm."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +20,10 @@ from transformers import (
     pipeline,
 )
 
-from hf_wakesleep import WakeSleepConfig, WakeSleepForImageClassification
+from hf_wakesleep import WakeSleepConfig, WakeSleepForImageClassification, modeling_wakesleep
 from hf_wakesleep.images import make_image_processor
+
+PACKAGE = Path(modeling_wakesleep.__file__).parent
 
 PIXELS = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -106,7 +109,7 @@ def test_auto_classes_and_pipeline_work_from_a_folder(make_model, tmp_path):
 def test_a_saved_folder_holds_the_code_that_reads_it(make_model, tmp_path):
     teach(make_model(), ["a"]).save_pretrained(tmp_path)
     names = {path.name for path in tmp_path.glob("*.py")}
-    assert names == {"configuration_wakesleep.py", "head_wakesleep.py", "modeling_wakesleep.py"}
+    assert names == {path.name for path in PACKAGE.glob("*_wakesleep.py")}
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
     assert auto_map["AutoModelForImageClassification"] == "modeling_wakesleep.WakeSleepForImageClassification"
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path, trust_remote_code=True)
