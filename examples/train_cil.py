@@ -12,12 +12,16 @@ from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, load_dataset
+from torchvision.transforms.functional import pil_to_tensor
 from transformers import HfArgumentParser, ViTConfig, set_seed
 
 from hf_wakesleep import (
     ClassIncrementalStream,
+    Codec,
     ContinualTrainer,
     ContinualTrainingArguments,
+    LearnedCodec,
+    Task,
     WakeSleepConfig,
     WakeSleepForImageClassification,
 )
@@ -65,6 +69,19 @@ class StreamArguments:
         default=None, metadata={"help": "Side of the model's input in pixels. Default: the backbone's, 8 without one."}
     )
     classifier: str = field(default="linear", metadata={"help": "'linear' or 'cosine'."})
+    codec_target_bytes: float | None = field(
+        default=None,
+        metadata={
+            "help": "With `--codec learned`: mean size of a code, measured on the first task, instead of a quality."
+        },
+    )
+    codec_fit_steps: int = field(
+        default=0,
+        metadata={
+            "help": "With `--codec learned`: steps in which it is fitted to the images of the first task, for images "
+            "that look like no photograph."
+        },
+    )
 
 
 @dataclass
@@ -135,6 +152,18 @@ def build_model(args: StreamArguments) -> WakeSleepForImageClassification:
     return WakeSleepForImageClassification(config)
 
 
+def build_codec(args: StreamArguments, training_args: TrainingArguments, task: Task) -> Codec | None:
+    """Return a learned codec fitted to the images of a task, if the arguments ask for one."""
+    if args.codec_target_bytes is None and args.codec_fit_steps == 0:
+        return None
+    if training_args.codec != "learned":
+        raise ValueError("`--codec_target_bytes` and `--codec_fit_steps` go with `--codec learned`, which is missing.")
+    quality = {} if training_args.codec_quality is None else {"quality": training_args.codec_quality}
+    images = [pil_to_tensor(image.convert("RGB")) for image in task.train_dataset["image"]]
+    codec = LearnedCodec(**quality)
+    return codec.fit(images, args.codec_target_bytes, steps=args.codec_fit_steps, seed=training_args.seed)
+
+
 def parse_arguments() -> tuple[StreamArguments, TrainingArguments]:
     """Return the arguments; the method sets defaults, which the command line overrides."""
     parser = HfArgumentParser([StreamArguments, TrainingArguments])
@@ -159,7 +188,8 @@ def main() -> None:
     if stream_args.method == "joint":
         stream = stream.joint()
     set_seed(args.seed)
-    trainer = ContinualTrainer(model=build_model(stream_args), args=args, stream=stream)
+    codec = build_codec(stream_args, args, stream[0])
+    trainer = ContinualTrainer(model=build_model(stream_args), args=args, stream=stream, codec=codec)
     resume = args.resume_from_checkpoint
     trainer.train(resume_from_checkpoint={"true": True, "false": False}.get(str(resume).lower(), resume))
     if trainer.is_world_process_zero():

@@ -11,9 +11,12 @@ from .modeling_wakesleep import WakeSleepForImageClassification
 if TYPE_CHECKING:
     from .callbacks import SleepCallback
     from .codec import Codec, CodecError, RawCodec, WebPCodec
+    from .codec_networks import LearnedNetworks
+    from .codec_training import CodecTraining
     from .head_wakesleep import SemiParametricHead
     from .history import History
     from .hub import publish_stage, push_card, push_pending
+    from .learned_codec import LearnedCodec
     from .memory import MemoryBytes, SemiParametricMemory
     from .model_card import CardFacts, collect_facts, render_model_card
     from .modeling_wakesleep import WakeSleepOutput
@@ -28,9 +31,12 @@ __version__ = "0.1.0"
 _MODULES = {
     "callbacks": ["SleepCallback"],
     "codec": ["Codec", "CodecError", "RawCodec", "WebPCodec"],
+    "codec_networks": ["LearnedNetworks"],
+    "codec_training": ["CodecTraining"],
     "head_wakesleep": ["SemiParametricHead"],
     "history": ["History"],
     "hub": ["publish_stage", "push_card", "push_pending"],
+    "learned_codec": ["LearnedCodec"],
     "memory": ["MemoryBytes", "SemiParametricMemory"],
     "model_card": ["CardFacts", "collect_facts", "render_model_card"],
     "modeling_wakesleep": ["WakeSleepOutput"],
@@ -46,10 +52,13 @@ __all__ = [
     "ClassIncrementalStream",
     "Codec",
     "CodecError",
+    "CodecTraining",
     "ContinualTrainer",
     "ContinualTrainingArguments",
     "DomainIncrementalStream",
     "History",
+    "LearnedCodec",
+    "LearnedNetworks",
     "MemoryBytes",
     "RawCodec",
     "SemiParametricHead",

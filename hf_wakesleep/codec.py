@@ -1,6 +1,6 @@
 """Codec: from an image to a small code, a self-contained `bytes`, and back."""
 
-import inspect
+import hashlib
 import io
 import struct
 from abc import ABC, abstractmethod
@@ -43,13 +43,28 @@ class Codec(ABC):
         """Return the weights; empty for codecs that have none."""
         return {}
 
+    def digest(self) -> str | None:
+        """Return a checksum of the weights that were fitted to the stream; `None` without such."""
+        weights = self.state_dict()
+        if not weights:
+            return None
+        digest = hashlib.sha256()
+        for name in sorted(weights):
+            digest.update(name.encode() + weights[name].contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     @property
     def num_bytes(self) -> int:
         """Bytes of weights that were fitted to the stream; they count in the memory budget."""
         return 0
 
 
-def _check_side(height: int, width: int) -> None:
+def check_side(height: int, width: int) -> None:
+    """Refuse an image of this size.
+
+    Raises:
+        CodecError: If a side is not in 1..MAX_SIDE.
+    """
     if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
         raise CodecError(f"Expected a code of an image of 1 to {MAX_SIDE} pixels a side, got {height} x {width}.")
 
@@ -75,7 +90,7 @@ class RawCodec(Codec):
         if len(code) < self._header.size:
             raise CodecError(f"Expected a raw code of at least {self._header.size} bytes, got {len(code)}.")
         channels, height, width = self._header.unpack_from(code)
-        _check_side(height, width)
+        check_side(height, width)
         size = self._header.size + channels * height * width
         if channels not in (1, 3) or len(code) != size:
             raise CodecError(
@@ -114,7 +129,7 @@ class WebPCodec(Codec):
         return [self._decode_one(code) for code in codes]
 
     def _decode_one(self, code: bytes) -> torch.Tensor:
-        _check_side(*_webp_size(code))
+        check_side(*_webp_size(code))
         try:
             with Image.open(io.BytesIO(code), formats=["WEBP"]) as image:
                 pixels = np.asarray(image.convert("RGB"))
@@ -129,26 +144,3 @@ def _webp_size(code: bytes) -> tuple[int, int]:
         raise CodecError(f"Expected a WebP code, one lossy frame without extras, got {len(code)} other bytes.")
     width, height = struct.unpack_from("<HH", code, 26)
     return height & 0x3FFF, width & 0x3FFF  # the upper bits say how to scale it up
-
-
-DEFAULT_CODEC = "webp"
-CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (RawCodec, WebPCodec)}
-
-
-def make_codec(name: str, state_dict: dict[str, torch.Tensor] | None = None, **settings) -> Codec:
-    """Build a codec by name.
-
-    Args:
-        name (`str`): A key of `CODECS`.
-        state_dict (`dict[str, torch.Tensor]`, *optional*): Weights, for codecs that have some.
-        settings: What `Codec.settings` returned, or the codec's own arguments.
-
-    Raises:
-        ValueError: If there is no codec of that name, or it has no such settings.
-    """
-    if not isinstance(name, str) or name not in CODECS:
-        raise ValueError(f"`codec` must be one of {sorted(CODECS)}, got {name!r}.")
-    given, known = {*settings, *(["state_dict"] if state_dict else [])}, inspect.signature(CODECS[name]).parameters
-    if not given <= set(known):
-        raise ValueError(f"The codec {name!r} has the settings {sorted(known)}, got {sorted(given - set(known))} too.")
-    return CODECS[name](**settings) if not state_dict else CODECS[name](state_dict=state_dict, **settings)

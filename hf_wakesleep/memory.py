@@ -16,7 +16,8 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .codec import Codec, CodecError, make_codec
+from .codec import Codec, CodecError
+from .codecs import make_codec
 from .configuration_wakesleep import check_class_names
 from .digests_wakesleep import DIGESTS_NAME, MEMORY_FILES, check_digests, file_digest
 from .files import read_json
@@ -92,6 +93,12 @@ class SemiParametricMemory:
         )
 
     @property
+    def protocol(self) -> dict:
+        """What two runs must share so that one can go on with the memory of the other, JSON-able."""
+        codec = {"codec": self.codec.name, **self.codec.settings(), "fitted": self.codec.digest()}
+        return {**codec, "budget": self.budget}
+
+    @property
     def labels(self) -> np.ndarray:
         """Label of every code, int64 of shape (M,)."""
         return self._labels
@@ -156,6 +163,10 @@ class SemiParametricMemory:
             np.concatenate([self._tasks, np.full(len(labels), task, dtype=np.int32)]),
         )
 
+    def codes(self, indices: Sequence[int] | np.ndarray) -> list[bytes]:
+        """Return the codes at some positions in 0..M-1."""
+        return self._codes.take(pa.array(np.asarray(indices, dtype=np.int64))).to_pylist()
+
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode some memories.
 
@@ -169,7 +180,7 @@ class SemiParametricMemory:
             CodecError: If a code is corrupt.
         """
         indices = np.asarray(indices, dtype=np.int64)
-        images = self.codec.decode(self._codes.take(pa.array(indices)).to_pylist())
+        images = self.codec.decode(self.codes(indices))
         sizes = sorted({tuple(image.shape) for image in images})
         if len(sizes) > 1:
             raise CodecError(f"Expected codes of images of one size, got {sizes[:5]}.")

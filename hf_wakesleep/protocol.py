@@ -31,9 +31,7 @@ def make_protocol(
             "feature_dim": model.head.feature_dim,
             "image_size": model.config.image_size,
         },
-        "memory": None
-        if memory is None
-        else {"codec": memory.codec.name, **memory.codec.settings(), "budget": memory.budget},
+        "memory": None if memory is None else memory.protocol,
     }
 
 

@@ -8,7 +8,8 @@ from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .codec import DEFAULT_CODEC, Codec, make_codec
+from .codec import Codec
+from .codecs import DEFAULT_CODEC, make_codec
 from .configuration_wakesleep import WakeSleepConfig
 from .digests_wakesleep import DIGESTS_NAME, check_digests, write_digests
 from .files import whole_folder
@@ -110,13 +111,14 @@ def stage_folder(model: WakeSleepForImageClassification) -> Path:
 
 
 def initial_state(
-    model: WakeSleepForImageClassification, args: ContinualTrainingArguments
+    model: WakeSleepForImageClassification, args: ContinualTrainingArguments, codec: Codec | None = None
 ) -> tuple[History, SemiParametricMemory | None]:
     """Return history and memory to start with: new ones for a new model, else those of the stage it was loaded from.
 
     Args:
         model ([`WakeSleepForImageClassification`]): A model without classes, or what `from_pretrained` gave.
         args ([`ContinualTrainingArguments`]): `codec`, `codec_quality` and `memory_budget` of a new memory.
+        codec ([`Codec`], *optional*): The codec of a new memory, instead of what the arguments say.
 
     Raises:
         TypeError: If it is another model.
@@ -126,8 +128,9 @@ def initial_state(
     if not isinstance(model, PreTrainedModel) or model.config.model_type != WakeSleepConfig.model_type:
         raise TypeError(f"Expected a WakeSleepForImageClassification, got {type(model).__name__}.")
     if not model.config.classes:
-        settings = {} if args.codec_quality is None else {"quality": args.codec_quality}
-        codec = make_codec(args.codec or DEFAULT_CODEC, **settings)
+        if codec is None:
+            settings = {} if args.codec_quality is None else {"quality": args.codec_quality}
+            codec = make_codec(args.codec or DEFAULT_CODEC, **settings)
         return History(), None if args.memory_bytes == 0 else SemiParametricMemory(codec, args.memory_bytes)
     folder = stage_folder(model)
     if not (folder / HISTORY_NAME).is_file():
@@ -183,9 +186,8 @@ def _check_fit(
 ) -> None:
     """Compare what a memory holds with what its model takes and its history knows."""
     side = model.config.image_size
-    codec = {"codec": memory.codec.name, **memory.codec.settings(), "budget": memory.budget}
     facts = {
-        "codec and budget": (history.protocol.get("memory") == codec, history.protocol.get("memory")),
+        "codec and budget": (history.protocol.get("memory") == memory.protocol, history.protocol.get("memory")),
         "tasks before": (int(memory.tasks.max(initial=-1)) < len(history), len(history)),
         "bytes of statistics": (
             memory.statistics_bytes == model.head.recall.num_bytes,

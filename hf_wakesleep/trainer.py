@@ -25,6 +25,7 @@ from .checkpoint import (
     save_written,
 )
 from .classifier_trainer import ClassifierTrainer
+from .codec import Codec
 from .guard import StepGuard
 from .history import HISTORY_NAME, History, TaskRecord
 from .images import TaskImages
@@ -51,6 +52,8 @@ class ContinualTrainer(ClassifierTrainer):
         stream ([`TaskStream`]): The tasks. After a stage either the whole stream, whose first tasks are then skipped,
             or the tasks to come.
         processing_class (`BaseImageProcessor`, *optional*): Image processor; made from the model's config if missing.
+        codec ([`Codec`], *optional*): The codec of a new memory, such as a [`LearnedCodec`] fitted to images of the
+            stream; made from `args` if missing. A model loaded from a stage brings its own.
         kwargs: Passed on to `Trainer` (`callbacks`, `optimizer_cls_and_kwargs`, ...).
 
     Raises:
@@ -63,10 +66,11 @@ class ContinualTrainer(ClassifierTrainer):
         args: ContinualTrainingArguments,
         stream: TaskStream,
         processing_class=None,
+        codec: Codec | None = None,
         **kwargs,
     ):
         self.stream = stream
-        self.history, self.memory = initial_state(model, args)
+        self.history, self.memory = initial_state(model, args, codec)
         self.tasks = align_tasks(stream, self.history)
         self._signals = StopSignals()
         self._sleep_report: SleepReport | None = None

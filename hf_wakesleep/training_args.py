@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from .codec import CODECS
+from .codecs import CODECS
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 MOST = 2**31 - 1
@@ -55,13 +55,13 @@ class ContinualTrainingArguments(TrainingArguments):
     codec: str | None = field(
         default=None,
         metadata={
-            "help": "How memories are coded: 'webp', or 'raw' for pixels. By default 'webp', or as the stage that the "
-            "model was loaded from does.",
+            "help": "How memories are coded: 'webp', 'learned', or 'raw' for pixels. By default 'webp', or as the "
+            "stage that the model was loaded from does.",
             "choices": sorted(CODECS),
         },
     )
     codec_quality: int | None = field(
-        default=None, metadata={"help": "Quality of the codec, if it has one (WebP: 0..100). Its own by default."}
+        default=None, metadata={"help": "Quality of the codec, 0..100, if it has one. Its own by default."}
     )
     wake_plasticity: str = field(
         default="full",
@@ -144,7 +144,7 @@ class ContinualTrainingArguments(TrainingArguments):
                 raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
         parse_bytes(self.memory_budget)
         if self.codec_quality is not None and self.codec == "raw":
-            raise ValueError("`codec_quality` is the quality of WebP, but `codec` is 'raw'. Leave one of them out.")
+            raise ValueError("`codec_quality` is for lossy codecs, but `codec` is 'raw'. Leave one of them out.")
         for name in ("load_best_model_at_end", "prediction_loss_only"):
             if getattr(self, name):
                 raise ValueError(

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from conftest import digits_of
 from PIL import Image
+from safetensors.torch import load_file
 
-from hf_wakesleep import WakeSleepForImageClassification
+from hf_wakesleep import LearnedNetworks, WakeSleepForImageClassification
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHORT = ["--num_train_epochs", "1", "--disable_tqdm", "true"]
@@ -99,3 +100,39 @@ def test_methods_are_compared_over_seeds(tmp_path):
     assert table.strip() in done.stdout
     assert (tmp_path / "cmp" / "compare.png").exists()
     assert "task-01" not in run(command, tmp_path).stdout  # nothing is run again
+
+
+def test_a_codec_is_trained_and_fits_the_package(tmp_path):
+    digits_of(range(2), 8).to_parquet(tmp_path / "digits.parquet")
+    script = [sys.executable, str(EXAMPLES / "train_codec.py"), "--dataset_name", "parquet"]
+    run([*script, "--data_files", "digits.parquet", "--max_steps", "3", "--count_batches", "1"], tmp_path)
+    assert not (tmp_path / "codec.safetensors.checkpoint").exists()
+    LearnedNetworks().unpack(load_file(tmp_path / "codec.safetensors"))
+
+
+def test_a_learned_memory_is_written_and_inspected_beside_its_originals(tmp_path):
+    data = digits_of(range(2), 12)
+    data.to_parquet(tmp_path / "train.parquet")
+    args = ["--train_file", "train.parquet", "--test_file", "train.parquet", "--num_tasks", "2", "--codec", "learned"]
+    train(tmp_path, *args, "--codec_fit_steps", "2", "--codec_target_bytes", "30", *SHORT_SLEEP, "--output_dir", "out")
+    script = [sys.executable, str(EXAMPLES / "inspect_memory.py"), "out/task-02"]
+    done = run([*script, "--data_files", "train.parquet"], tmp_path)
+    assert "24 codes by 'learned'" in done.stdout
+    assert "originals above their memories" in done.stdout
+    with Image.open(tmp_path / "memory.png") as picture:
+        assert picture.size[1] > picture.size[0] / 2
+
+
+def test_targets_need_the_learned_codec(tmp_path):
+    done = train(tmp_path, "--codec", "raw", "--codec_target_bytes", "16", succeeds=False)
+    assert "go with `--codec learned`" in done.stderr
+
+
+def test_rate_and_distortion_of_all_codecs_are_compared(tmp_path):
+    digits_of(range(2), 4).to_parquet(tmp_path / "test.parquet")
+    script = [sys.executable, str(EXAMPLES / "benchmarks" / "rate_distortion.py"), "--data_files", "test.parquet"]
+    done = run([*script, "--image_size", "32", "--count", "4", "--output_dir", "out"], tmp_path)
+    curves = json.loads((tmp_path / "out" / "rate_distortion.json").read_text())["curves"]
+    assert set(curves) == {"learned", "WebP", "JPEG", "AVIF"}
+    assert all(size > 0 for curve in curves.values() for size, _ in curve)
+    assert done.stdout.startswith("learned")

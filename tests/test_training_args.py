@@ -75,7 +75,7 @@ def test_sleep_without_memory_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"codec": "raw", "codec_quality": 50}, "`codec_quality` is the quality of WebP"),
+        ({"codec": "raw", "codec_quality": 50}, "`codec_quality` is for lossy codecs"),
         (
             {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"},
             "`load_best_model_at_end`",

@@ -1,0 +1,56 @@
+"""LearnedNetworks: everything that a learned codec has learned, and how it is stored."""
+
+import torch
+from torch import nn
+
+from .context import ContextModel
+from .entropy import BinaryTables
+from .exact import ExactConv2d
+from .transforms import GROUP_SIZES, Analysis, Synthesis
+
+FINEST_STEP, COARSEST_STEP = 16, 48  # indices of the quantisation steps that the networks are trained for
+
+
+class LearnedNetworks(nn.Module):
+    """Transforms, context model and tables of a learned codec, as one module that can be trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.analysis = Analysis()
+        self.context = ContextModel()
+        self.synthesis = Synthesis()
+        self.tables = BinaryTables.from_logistic()
+
+    def convolutions(self) -> dict[str, ExactConv2d]:
+        """Return all layers by name."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, ExactConv2d)}
+
+    def outer(self) -> dict[str, ExactConv2d]:
+        """Return the layers that are fitted to a stream: the linear transforms and the last ones of the contexts."""
+        last = {f"context.nets.{group}.2" for group in range(len(GROUP_SIZES))}
+        return {name: m for name, m in self.convolutions().items() if name.endswith(".linear") or name in last}
+
+    def pack(self, modules: dict[str, ExactConv2d] | None = None) -> dict[str, torch.Tensor]:
+        """Return tables and layers (all by default) as small integer tensors."""
+        packed = {f"tables.{name}": table for name, table in self.tables.pack().items()}
+        for name, module in (self.convolutions() if modules is None else modules).items():
+            packed.update({f"{name}.{key}": tensor for key, tensor in module.pack().items()})
+        return packed
+
+    def unpack(self, packed: dict[str, torch.Tensor], modules: dict[str, ExactConv2d] | None = None) -> None:
+        """Take what `pack` returned.
+
+        Raises:
+            ValueError: If a tensor is missing, unknown, or has another dtype or shape.
+        """
+        modules = self.convolutions() if modules is None else modules
+        unknown = {name.rpartition(".")[0] for name in packed} - {*modules, "tables"}
+        if unknown:
+            raise ValueError(f"Expected the weights of a learned codec, got unknown names {sorted(unknown)[:3]}.")
+        self.tables = BinaryTables.unpack(_under(packed, "tables"))
+        for name, module in modules.items():
+            module.unpack(_under(packed, name))
+
+
+def _under(packed: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.rpartition(".")[2]: tensor for name, tensor in packed.items() if name.rpartition(".")[0] == prefix}

@@ -1,0 +1,116 @@
+"""ContextModel: what is expected of each latent, given the latents that were coded before it.
+
+Latents are coded in passes: group by group from coarse to fine (channel-conditional, Minnen and Singh 2020), and each
+group in two or three phases over a checkerboard (He et al. 2021), so that a latent is told by its neighbours and by
+the coarser latents of its place. All latents of a pass are independent given the passes before.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import nn
+
+from .exact import ExactConv2d, activate
+from .transforms import GROUP_SIZES, LATENT_MAX, step_plane
+
+SCALES = (
+    32  # steps of the scale of the expected distribution, from exp(LOG_SCALE_MIN) in factors of exp(LOG_SCALE_STEP)
+)
+LOG_SCALE_MIN, LOG_SCALE_STEP = math.log(0.06), 0.2
+MEAN_STEPS = 16  # means are multiples of 1 / MEAN_STEPS
+_PHASES = (3, 3, 3, 3, 2, 2, 2)  # of each group
+_WIDTH = 64
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Latents that are coded together: channels `start` to `stop` at the places (h, w) of one phase.
+
+    Args:
+        group (`int`): Number of the group.
+        start (`int`): First channel.
+        stop (`int`): One after the last channel.
+        known (`torch.Tensor`): Whether the group is coded at a place before this pass, float of shape (h, w).
+        places (`torch.Tensor`): Places of this pass, bool of shape (h, w).
+    """
+
+    group: int
+    start: int
+    stop: int
+    known: torch.Tensor
+    places: torch.Tensor
+
+
+def passes(height: int, width: int) -> Iterator[Pass]:
+    """Yield all passes over latents of `height` x `width` blocks, in the order of coding; none is empty."""
+    row, column = torch.arange(height)[:, None] % 2, torch.arange(width)[None] % 2
+    in_three = torch.where(row != column, 2, row)  # (h, w): even corners, odd corners, then all between
+    stop = 0
+    for group, (size, count) in enumerate(zip(GROUP_SIZES, _PHASES, strict=True)):
+        start, stop = stop, stop + size
+        phases = in_three if count == 3 else (in_three == 2).long()
+        for phase in range(count):
+            if (phases == phase).any():
+                yield Pass(group, start, stop, (phases < phase).float(), phases == phase)
+
+
+class ContextModel(nn.Module):
+    """One small network for each group, from the known latents around a place to mean and scale of the group."""
+
+    def __init__(self):
+        super().__init__()
+        self.nets = nn.ModuleList()
+        stop = 0
+        for size in GROUP_SIZES:
+            stop += size
+            look = ExactConv2d(stop + 2, _WIDTH, 3, input_max=LATENT_MAX / 4, input_steps=16)
+            net = nn.ModuleList([look, ExactConv2d(_WIDTH, _WIDTH), ExactConv2d(_WIDTH, 2 * size)])
+            with torch.no_grad():
+                net[0].weight *= 0.5
+                net[2].weight *= 0.1
+                net[2].bias[size:] = 8.0
+            self.nets.append(net)
+
+    def expect(self, latents: torch.Tensor, index: torch.Tensor, one: Pass) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the means, and the scales in steps, that a pass expects everywhere.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, LATENTS, h, w)`): Quantised; only what was coded before is looked at.
+            index (`torch.Tensor` of shape `(B,)`): Index of the quantisation step.
+            one ([`Pass`]): The pass.
+
+        Returns:
+            `tuple`: Both real-valued, of shape (B, group size, h, w).
+        """
+        latents = latents / 4
+        known = one.known.to(latents).expand(len(latents), 1, -1, -1)
+        seen = [latents[:, : one.start], latents[:, one.start : one.stop] * known, step_plane(index, latents), known]
+        look, mix, tell = self.nets[one.group]
+        x = activate(look(torch.cat(seen, dim=1)), mix.is_rounded)
+        mean, scale = tell(activate(mix(x), tell.is_rounded)).chunk(2, dim=1)
+        return mean, scale
+
+    def forward(self, latents: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return means and scales of all passes, each (B, LATENTS, h, w), given all latents."""
+        expected = []
+        for _, group in groupby(passes(*latents.shape[2:]), key=lambda one: one.group):
+            mean_and_scale = (
+                torch.cat(self.expect(latents, index, one), dim=1) * one.places.to(latents) for one in group
+            )
+            expected.append(sum(mean_and_scale).chunk(2, dim=1))
+        means, scales = zip(*expected, strict=True)
+        return torch.cat(means, dim=1), torch.cat(scales, dim=1)
+
+
+def logistic_bits(latents: torch.Tensor, means: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Return the bits of real-valued latents under logistic distributions of these means and scale steps.
+
+    The probability of a latent is that of the unit interval around it; all arguments have the same shape.
+    """
+    width = torch.exp(LOG_SCALE_MIN + LOG_SCALE_STEP * scales.clamp(0, SCALES - 1))
+    distance = (latents - means).abs()
+    probability = torch.sigmoid((0.5 - distance) / width) - torch.sigmoid((-0.5 - distance) / width)
+    return -torch.log2(probability.clamp(min=1e-9))

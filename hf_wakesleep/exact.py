@@ -1,0 +1,122 @@
+"""ExactConv2d: a convolution whose sums are exact, so that its result does not depend on machine or batch size.
+
+Weights are integers of 8 bits times a power of two, and activations integers times 1/16. A sum of their products is
+then a whole number of units; as long as it stays below 2^24 units, float32 holds every partial sum exactly, and the
+order in which a library or a device adds them cannot matter. Where it may exceed that, float64 is used, with 2^53.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+ACTIVATION_STEPS = 16  # activations are multiples of 1 / ACTIVATION_STEPS
+ACTIVATION_MAX = 255 / ACTIVATION_STEPS
+_WEIGHT_MAX = 127
+_BIAS_STEPS = 256
+
+
+def activate(x: torch.Tensor, is_rounded: bool = True) -> torch.Tensor:
+    """Return a rectified, clipped input, rounded to multiples of 1/16 with a straight-through gradient.
+
+    Args:
+        x (`torch.Tensor`): Any shape.
+        is_rounded (`bool`, defaults to `True`): `False` leaves the rounding out, for the first part of a training.
+    """
+    x = x.clamp(0, ACTIVATION_MAX)
+    return straight_through(x, (x * ACTIVATION_STEPS).round() / ACTIVATION_STEPS) if is_rounded else x
+
+
+def straight_through(x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return `value` with the gradient of `x` (Bengio et al. 2013)."""
+    return x + (value - x).detach() if x.requires_grad else value
+
+
+class ExactConv2d(nn.Conv2d):
+    """A convolution with weights of 8 bits and one power of two for each output channel.
+
+    Args:
+        in_channels (`int`): Channels of the input.
+        out_channels (`int`): Channels of the output.
+        kernel_size (`int`, defaults to 1): Odd side of the kernel; the input is padded with zeros to keep its size.
+        input_max (`float`, defaults to 255 / 16): Largest absolute input.
+        input_steps (`int`, defaults to 16): Inputs are multiples of 1 / `input_steps`.
+        is_zero (`bool`, defaults to `False`): Whether weights start at zero, as at the end of a residual branch.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        *,
+        input_max: float = ACTIVATION_MAX,
+        input_steps: int = ACTIVATION_STEPS,
+        is_zero: bool = False,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        self.input_max, self.input_steps = input_max, input_steps
+        self.is_rounded = True
+        self.exact_dtype = torch.float64
+        if is_zero:
+            nn.init.zeros_(self.weight)
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the convolution of x (B, in_channels, H, W): (B, out_channels, H, W).
+
+        In evaluation mode, with the weights of `unpack`, it is exact; in training mode it is an ordinary convolution,
+        with rounded weights if `is_rounded` says so.
+        """
+        if not self.training:
+            weight, bias = self.weight.to(self.exact_dtype), self.bias.to(self.exact_dtype)
+            return F.conv2d(x.to(self.exact_dtype), weight, bias, padding=self.padding).to(x.dtype)
+        weight, bias = self.rounded() if self.is_rounded else (self.weight, self.bias)
+        return F.conv2d(x, weight, bias, padding=self.padding)
+
+    def rounded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return weight and bias as `pack` stores them, with straight-through gradients."""
+        unit = torch.exp2(self._exponents().to(self.weight.dtype))[:, None, None, None]
+        weight = straight_through(self.weight, (self.weight / unit).round() * unit)
+        return weight, straight_through(self.bias, (self.bias * _BIAS_STEPS).round() / _BIAS_STEPS)
+
+    def pack(self) -> dict[str, torch.Tensor]:
+        """Return the weights as they are stored: int8 `weight`, int8 `exponent` and int32 `bias`."""
+        exponent = self._exponents()
+        weight = self.weight.detach() / torch.exp2(exponent.float())[:, None, None, None]
+        return {
+            "weight": weight.round().to(torch.int8),
+            "exponent": exponent.to(torch.int8),
+            "bias": (self.bias.detach() * _BIAS_STEPS).round().to(torch.int32),
+        }
+
+    def unpack(self, packed: dict[str, torch.Tensor]) -> None:
+        """Take weights that `pack` returned.
+
+        Raises:
+            ValueError: If a tensor is missing or has another dtype or shape.
+        """
+        for name, own in self.pack().items():
+            got = packed.get(name)
+            if got is None or got.dtype != own.dtype or got.shape != own.shape:
+                raise ValueError(
+                    f"Expected `{name}` of {own.dtype} and shape {tuple(own.shape)}, got {_describe(got)}."
+                )
+        unit = torch.exp2(packed["exponent"].float())[:, None, None, None]
+        with torch.no_grad():
+            self.weight.copy_(packed["weight"] * unit)
+            self.bias.copy_(packed["bias"] / _BIAS_STEPS)
+        self.exact_dtype = self._find_exact_dtype()
+
+    def _find_exact_dtype(self) -> torch.dtype:
+        unit = torch.exp2(self._exponents()) / self.input_steps
+        weight, bias = self.weight.detach().double(), self.bias.detach().double()
+        largest = weight.abs().sum(dim=(1, 2, 3)) * self.input_max + bias.abs()  # (out_channels,)
+        return torch.float32 if (largest / unit.clamp(max=1 / _BIAS_STEPS)).max() < 2**24 else torch.float64
+
+    def _exponents(self) -> torch.Tensor:
+        largest = self.weight.detach().abs().amax(dim=(1, 2, 3)).double().clamp(min=2.0**-40)
+        return torch.ceil(torch.log2(largest / _WEIGHT_MAX))
+
+
+def _describe(tensor: torch.Tensor | None) -> str:
+    return "none" if tensor is None else f"{tensor.dtype} and shape {tuple(tensor.shape)}"

@@ -1,0 +1,38 @@
+"""ContextModel: every latent is told once, by what was coded before it only."""
+
+import math
+
+import pytest
+import torch
+
+from hf_wakesleep.context import ContextModel, logistic_bits, passes
+from hf_wakesleep.transforms import LATENTS
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (4, 4), (3, 2)])
+def test_every_latent_is_coded_once(shape):
+    coded = torch.zeros(LATENTS, *shape)
+    for one in passes(*shape):
+        assert torch.equal(coded[one.start], one.known)
+        coded[one.start : one.stop] += one.places
+    assert torch.equal(coded, torch.ones_like(coded))
+
+
+@torch.no_grad()
+def test_what_is_coded_later_does_not_matter():
+    model, index = ContextModel().eval(), torch.tensor([30.0])
+    latents = torch.randint(-3, 4, (1, LATENTS, 4, 4), generator=torch.Generator().manual_seed(0)).float()
+    means, scales = model(latents, index)
+    seen = torch.zeros_like(latents)
+    for one in passes(4, 4):
+        mean, scale = model.expect(seen, index, one)
+        assert torch.equal(mean[:, :, one.places], means[:, one.start : one.stop, one.places])
+        assert torch.equal(scale[:, :, one.places], scales[:, one.start : one.stop, one.places])
+        seen[:, one.start : one.stop, one.places] = latents[:, one.start : one.stop, one.places]
+
+
+def test_bits_are_those_of_a_distribution():
+    values = torch.arange(-200, 201).double()
+    for mean, scale in ((0.0, 3.0), (0.4, 12.0), (-7.3, 20.0)):
+        bits = logistic_bits(values, torch.full_like(values, mean), torch.full_like(values, scale))
+        assert math.isclose(torch.exp2(-bits).sum().item(), 1, abs_tol=1e-5)
