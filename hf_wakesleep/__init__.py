@@ -11,6 +11,7 @@ from .modeling_wakesleep import WakeSleepForImageClassification
 if TYPE_CHECKING:
     from .callbacks import SleepCallback
     from .codec import Codec, CodecError, RawCodec, WebPCodec
+    from .digests_wakesleep import check_digests
     from .head_wakesleep import SemiParametricHead
     from .history import History
     from .hub import publish_stage, push_card, push_pending
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "callbacks": ["SleepCallback"],
     "codec": ["Codec", "CodecError", "RawCodec", "WebPCodec"],
+    "digests_wakesleep": ["check_digests"],
     "head_wakesleep": ["SemiParametricHead"],
     "history": ["History"],
     "hub": ["publish_stage", "push_card", "push_pending"],
@@ -62,6 +64,7 @@ __all__ = [
     "WakeSleepForImageClassification",
     "WakeSleepOutput",
     "WebPCodec",
+    "check_digests",
     "collect_facts",
     "consolidate",
     "publish_stage",
