@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .codec import Codec, CodecError, RawCodec, WebPCodec
     from .codec_networks import LearnedNetworks
     from .codec_training import CodecTraining
+    from .digests_wakesleep import check_digests
     from .head_wakesleep import SemiParametricHead
     from .history import History
     from .hub import publish_stage, push_card, push_pending
@@ -33,6 +34,7 @@ _MODULES = {
     "codec": ["Codec", "CodecError", "RawCodec", "WebPCodec"],
     "codec_networks": ["LearnedNetworks"],
     "codec_training": ["CodecTraining"],
+    "digests_wakesleep": ["check_digests"],
     "head_wakesleep": ["SemiParametricHead"],
     "history": ["History"],
     "hub": ["publish_stage", "push_card", "push_pending"],
@@ -71,6 +73,7 @@ __all__ = [
     "WakeSleepForImageClassification",
     "WakeSleepOutput",
     "WebPCodec",
+    "check_digests",
     "collect_facts",
     "consolidate",
     "publish_stage",

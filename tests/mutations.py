@@ -32,7 +32,7 @@ from hf_wakesleep import (
 )
 from hf_wakesleep.digests_wakesleep import write_digests
 
-SECONDS = 20  # that loading a stage may take before it counts as a hang
+SECONDS = 60  # that loading a stage in every way may take, on a busy machine, before it counts as a hang
 REFUSALS = (ValueError, OSError)  # documented; anything else that escapes is a crash
 SENTINEL = "executed"
 
