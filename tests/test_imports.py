@@ -36,6 +36,7 @@ ORDER = [
     "hub",
     "protocol",
     "processes",
+    "shards",
     "wake",
     "guard",
     "sleep",
