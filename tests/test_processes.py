@@ -127,15 +127,20 @@ def test_only_stages_and_history_are_left(learned):
     assert names == {"history.json", "history.png", "task-01", "task-02"}
 
 
+def pooled(report: dict) -> float:
+    """Return the mean of the last row, whose two tasks have as many images."""
+    return sum(report["matrix"][-1]) / 2
+
+
 def test_two_processes_learn_what_one_learns_with_the_same_total_batch(tmp_path):
-    """Batches that divide the images evenly are the same images, so weights differ by rounding only."""
+    """Batches that divide the images evenly are the same images: weights differ by rounding, which later tasks amplify."""
     settings = {"num_train_epochs": 2, "sleep_steps": 20, "learning_rate": 1e-3, "sleep_learning_rate": 1e-3}
     (one,) = run(tmp_path / "one", 1, "even", **settings, per_device_train_batch_size=16)
     two, _ = run(tmp_path / "two", 2, "even", **settings, per_device_train_batch_size=8)
-    weights = [load_file(tmp_path / name / "task-02" / "model.safetensors") for name in ("one", "two")]
+    weights = [load_file(tmp_path / name / "task-01" / "model.safetensors") for name in ("one", "two")]
     for name, value in weights[0].items():
         if "recall" not in name:
-            torch.testing.assert_close(value, weights[1][name], rtol=0, atol=1e-3, msg=name)
+            torch.testing.assert_close(value, weights[1][name], rtol=0, atol=1e-4, msg=name)
     assert pooled(two) == pytest.approx(pooled(one), abs=0.01)
     assert two["memory"] == one["memory"]
 
@@ -147,10 +152,10 @@ def test_shards_learn_what_whole_models_learn_and_can_be_stopped(tmp_path):
     whole, _ = run(tmp_path / "whole", 2, "even", **settings)
     shards = run(tmp_path / "shards", 2, "even", "shard", **settings)
     assert shards[0] == shards[1]
-    weights = [load_file(tmp_path / name / "task-02" / "model.safetensors") for name in ("whole", "shards")]
+    weights = [load_file(tmp_path / name / "task-01" / "model.safetensors") for name in ("whole", "shards")]
     for name, value in weights[0].items():
         if "recall" not in name:
-            torch.testing.assert_close(value, weights[1][name], rtol=0, atol=1e-3, msg=name)
+            torch.testing.assert_close(value, weights[1][name], rtol=0, atol=1e-4, msg=name)
     assert pooled(shards[0]) == pytest.approx(pooled(whole), abs=0.01)
     done = launch(tmp_path / "stopped", 2, "even", "shard", "stop", **settings)
     assert "Stopped by signal 15" in done.stderr
