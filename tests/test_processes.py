@@ -133,7 +133,7 @@ def pooled(report: dict) -> float:
 
 
 def test_two_processes_learn_what_one_learns_with_the_same_total_batch(tmp_path):
-    """Batches that divide the images evenly are the same images: weights differ by rounding, which later tasks amplify."""
+    """Batches that divide the images evenly are the same images, so weights differ by rounding only."""
     settings = {"num_train_epochs": 2, "sleep_steps": 20, "learning_rate": 1e-3, "sleep_learning_rate": 1e-3}
     (one,) = run(tmp_path / "one", 1, "even", **settings, per_device_train_batch_size=16)
     two, _ = run(tmp_path / "two", 2, "even", **settings, per_device_train_batch_size=8)
