@@ -17,6 +17,7 @@ from .files import check_writable, disk_advice, remove_folder, temporary_name
 from .hub import Publisher
 from .images import ImageReader, TaskImages, make_image_processor
 from .modeling_wakesleep import WakeSleepForImageClassification
+from .shards import check_sharding, load_whole
 from .sleep import Replay, parameter_groups
 from .training_args import ContinualTrainingArguments
 
@@ -70,6 +71,8 @@ class ClassifierTrainer(Trainer):
             preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(dim=-1),
             **kwargs,
         )
+
+        check_sharding(self.accelerator)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return the cross-entropy of the classifier; what it is mixed with is not trained."""
@@ -138,9 +141,10 @@ class ClassifierTrainer(Trainer):
     def save_sleep_checkpoint(self, replay: Replay) -> None:
         """Save a checkpoint inside a sleep: what `Trainer` needs to see wake as done, and the state of the sleep."""
         with self._whole_checkpoint(self.state.global_step + replay.step) as folder:
-            self.save_model(str(folder), _internal_call=True)
+            state = replay.state_dict()
             if self.args.should_save:
-                torch.save(replay.state_dict(), folder / SLEEP_NAME)
+                self._save(str(folder))
+                torch.save(state, folder / SLEEP_NAME)
                 self._save_scaler(str(folder))
                 self.state.save_to_json(str(folder / LAST_WRITTEN))
 
@@ -181,10 +185,10 @@ class ClassifierTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """Load weights as `from_pretrained` does: in files, transformers may keep other names than in the module."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        stored = type(self.model).from_pretrained(resume_from_checkpoint)
-        self.model.load_state_dict(stored.state_dict())
+        stored = WakeSleepForImageClassification.from_pretrained(resume_from_checkpoint)
+        load_whole(self.model if model is None else model, stored.state_dict())
 
 
 def _accuracy(prediction) -> dict[str, float]:

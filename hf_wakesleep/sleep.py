@@ -19,6 +19,7 @@ from .guard import StepGuard
 from .images import ImageReader
 from .memory import SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
+from .shards import load_optimizer_state, optimizer_state, shards, whole_state
 from .training_args import ContinualTrainingArguments
 
 HOLD_OUT_EVERY = 10  # one memory in ten of each class sets the weight of recall and is not replayed
@@ -139,6 +140,7 @@ def consolidate(
     start = time.perf_counter()
     accelerator = accelerator or Accelerator(cpu=model.device.type == "cpu")
     bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    bare.__dict__.pop("_is_accelerate_prepared", None)  # a wrapper of wake knows only what wake trained
     guard = guard or StepGuard(args, accelerator)
     with _memory_advice("`sleep_batch_size`", args.sleep_batch_size):
         replay = Replay(bare, memory, reader, args, teacher=teacher, task=task, accelerator=accelerator, guard=guard)
@@ -246,12 +248,11 @@ class Replay:
         self.teacher, self.task, self.accelerator, self.guard = teacher, task, accelerator, guard
         self.bare = model
         set_plasticity(model, args.sleep_plasticity)
-        model.__dict__.pop("_is_accelerate_prepared", None)  # a wrapper of wake knows only what wake trained
-        self.model = accelerator.prepare_model(model)
+        trained = copy.deepcopy(model) if shards(accelerator) else model
         groups = parameter_groups(
-            model, args.sleep_learning_rate, args.weight_decay, args.backbone_learning_rate_ratio
+            trained, args.sleep_learning_rate, args.weight_decay, args.backbone_learning_rate_ratio
         )
-        self.optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, fused=True))
+        self.model, self.optimizer = accelerator.prepare(trained, torch.optim.AdamW(groups, fused=True))
         self.scheduler = get_scheduler("cosine", self.optimizer, args.sleep_steps // 10, args.sleep_steps)
         self.step, self.seconds_before = 0, 0.0
         self._start = time.perf_counter()
@@ -269,6 +270,7 @@ class Replay:
             if on_step_end is not None:
                 on_step_end(self)
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        self._settle()
 
     def mean_losses(self) -> list[float]:
         """Return total loss, cross-entropy and distillation, averaged over the last tenth of the steps."""
@@ -276,10 +278,14 @@ class Replay:
         return np.asarray(finite or [[np.nan] * 3]).mean(axis=0).tolist()
 
     def state_dict(self) -> dict:
-        """Return all but the weights that the next step depends on, to be saved or copied before it is taken."""
+        """Return all but the weights that the next step depends on, to be saved or copied before it is taken.
+
+        The weights are in the bare model then. All processes call this together.
+        """
+        self._settle()
         return {
             "step": self.step,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer_state(self.model, self.optimizer),
             "scheduler": self.scheduler.state_dict(),
             "losses": [list(losses) for losses in self._losses],
             "seconds": self.seconds_before + time.perf_counter() - self._start,
@@ -287,10 +293,15 @@ class Replay:
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from what `state_dict` returned."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.model, self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.step, self.seconds_before = state["step"], state["seconds"]
         self._losses = [tuple(losses) for losses in state["losses"]]
+
+    def _settle(self) -> None:
+        """Bring the weights into the bare model, where they are not already."""
+        if shards(self.accelerator):
+            self.bare.load_state_dict(whole_state(self.model))
 
     def _take_step(self) -> None:
         args, accelerator, step = self.args, self.accelerator, self.step
@@ -310,7 +321,7 @@ class Replay:
         if self.guard.accepts(f"step {step + 1} of the sleep after task {self.task + 1}"):
             accelerator.backward(loss * share)
             accelerator.unscale_gradients(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.bare.parameters(), args.max_grad_norm or float("inf"))
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), args.max_grad_norm or float("inf"))
             self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()

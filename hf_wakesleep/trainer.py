@@ -34,6 +34,7 @@ from .modeling_wakesleep import WakeSleepForImageClassification
 from .plots import save_history_plot
 from .processes import check_equal, checksums
 from .protocol import align_tasks, check_same_run, make_protocol
+from .shards import unwrap
 from .signals import StopSignals
 from .sleep import Replay, SleepReport, consolidate, set_plasticity, snapshot, update_recall
 from .stage import Stage, find_stages, initial_state, load_stage_state, stage_name
@@ -218,6 +219,7 @@ class ContinualTrainer(ClassifierTrainer):
         set_plasticity(self.model, self.args.wake_plasticity)
         self._sleep_state = load_sleep(checkpoint)
         output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        self._unwrap()
         if self._sleep_report is None:
             self._settle_recall()
         report = self._sleep_report
@@ -247,9 +249,7 @@ class ContinualTrainer(ClassifierTrainer):
         """Give the Trainer a fresh start on the grown model and the images of a task."""
         self.optimizer = self.lr_scheduler = None
         self.accelerator.free_memory()
-        self.model = self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
-        self.model.__dict__.pop("_is_accelerate_prepared", None)
-        self.model_wrapped = self.callback_handler.model = self.model
+        self._unwrap()
         self.task_number, self._sleep_report, self._micro_step = number, None, (0, 0)
         self._sleep_state = None
         self._is_inside_task = True
@@ -262,6 +262,11 @@ class ContinualTrainer(ClassifierTrainer):
             self.memory.add_classes(new, self.model.head.recall.num_bytes)
         self.train_dataset = self._images_of(task, self.model.config.label2id)[0]
         self.eval_dataset = self._eval_images(number + 1)
+
+    def _unwrap(self) -> None:
+        """Hold a whole, bare model, as outside of the steps of wake and sleep."""
+        self.model = unwrap(self.accelerator, self.model_wrapped)
+        self.model_wrapped = self.callback_handler.model = self.model
 
     def _eval_images(self, num_tasks: int) -> dict[str, TaskImages]:
         """Return the evaluation images of the first tasks, by the names of their stages, where they are at hand."""
@@ -286,10 +291,11 @@ class ContinualTrainer(ClassifierTrainer):
 
     def sleep(self) -> None:
         """Consolidate memory into the network, if there is a memory and `sleep_steps` says so."""
+        self._unwrap()
         set_seed(self.args.seed + self.task_number)  # what is random asleep does not depend on how wake was resumed
         if self.memory is not None and self.args.sleep_steps:
             self._sleep_report = consolidate(
-                self.model_wrapped,
+                self.model,
                 self.memory,
                 self.reader,
                 self.args,

@@ -45,6 +45,7 @@ ORDER = [
     "hub",
     "protocol",
     "processes",
+    "shards",
     "wake",
     "guard",
     "sleep",

@@ -7,6 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "train_cil.py"
+LAUNCH_FILES = EXAMPLE.parent / "accelerate"
 
 SCRIPT = """
 import hashlib, json, os, sys
@@ -18,9 +23,18 @@ from hf_wakesleep import (ClassIncrementalStream, ContinualTrainer, ContinualTra
 from conftest import FAST, digits_of
 from datasets import DatasetDict
 
-data = digits_of(range(4), 47).train_test_split(test_size=0.25, seed=0)
+size = 64 if "even" in sys.argv[3:] else 47
+data = digits_of(range(4), size).train_test_split(
+    test_size=0.25, seed=0, stratify_by_column="label" if size == 64 else None)
 args = ContinualTrainingArguments(sys.argv[1], **{{**FAST, "use_cpu": True, "codec": "raw", "memory_budget": "30KB",
                                   "per_device_eval_batch_size": 7, **json.loads(sys.argv[2])}})
+if "shard" in sys.argv[3:]:  # accelerate shards on accelerators only: let it take the CPU for one
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+    os.environ.update(ACCELERATE_USE_CPU="true", ACCELERATE_USE_FSDP="true", FSDP_VERSION="2",
+                      FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP", FSDP_TRANSFORMER_CLS_TO_WRAP="ViTLayer",
+                      FSDP_STATE_DICT_TYPE="FULL_STATE_DICT", FSDP_RESHARD_AFTER_FORWARD="true")
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 set_seed(0)
 vit = ViTConfig(image_size=8, patch_size=2, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                 num_attention_heads=2)
@@ -39,6 +53,8 @@ if "stop" in sys.argv[3:] and args.process_index == 1:  # a signal reaches one p
         take_step(replay)
     sleep.Replay._take_step = stopping
 trainer.train(resume_from_checkpoint=True)
+if "shard" in sys.argv[3:]:
+    assert trainer.accelerator.is_fsdp2
 digest = hashlib.sha256()
 for name, value in sorted(trainer.model.state_dict().items()):
     digest.update(name.encode() + value.numpy().tobytes())
@@ -67,9 +83,9 @@ def launch(folder: Path, processes: int, *accidents: str, **args) -> subprocess.
     )
 
 
-def run(folder: Path, processes: int, **args) -> list[dict]:
+def run(folder: Path, processes: int, *accidents: str, **args) -> list[dict]:
     """Return what each of so many processes saw of two tasks of digits."""
-    done = launch(folder, processes, **args)
+    done = launch(folder, processes, *accidents, **args)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(processes)]
 
@@ -90,7 +106,7 @@ def test_two_processes_hold_the_same_and_write_what_one_writes(tmp_path, wake_pl
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
-    """Return reports and folder of two processes that learned well and were never stopped."""
+    """Return reports and folder of two processes that were never stopped."""
     folder = tmp_path_factory.mktemp("processes") / "whole"
     return run(folder, 2, **LEARNING), folder
 
@@ -98,28 +114,70 @@ def learned(tmp_path_factory):
 LEARNING = {
     "num_train_epochs": 4,
     "per_device_train_batch_size": 8,
-    "sleep_steps": 150,
+    "sleep_steps": 40,
     "save_strategy": "steps",
     "save_steps": 10,
     "augmentation": "crop",
 }
 
 
+def test_only_stages_and_history_are_left(learned):
+    _, folder = learned
+    names = {path.name for path in folder.iterdir()} - {"rank-0.json", "rank-1.json", "script.py"}
+    assert names == {"history.json", "history.png", "task-01", "task-02"}
+
+
 def pooled(report: dict) -> float:
+    """Return the mean of the last row, whose two tasks have as many images."""
     return sum(report["matrix"][-1]) / 2
 
 
-def test_two_processes_learn_as_well_as_one(learned, tmp_path):
-    (both, _), folder = learned
-    (one,) = run(tmp_path / "one", 1, **{**LEARNING, "per_device_train_batch_size": 16})
-    assert pooled(both) > 0.85
-    assert pooled(both) == pytest.approx(pooled(one), abs=0.01)
-    assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(("rank", "script"))) == [
-        "history.json",
-        "history.png",
-        "task-01",
-        "task-02",
-    ]
+def test_two_processes_learn_what_one_learns_with_the_same_total_batch(tmp_path):
+    """Batches that divide the images evenly are the same images, so weights differ by rounding only."""
+    settings = {"num_train_epochs": 2, "sleep_steps": 20, "learning_rate": 1e-3, "sleep_learning_rate": 1e-3}
+    (one,) = run(tmp_path / "one", 1, "even", **settings, per_device_train_batch_size=16)
+    two, _ = run(tmp_path / "two", 2, "even", **settings, per_device_train_batch_size=8)
+    weights = [load_file(tmp_path / name / "task-01" / "model.safetensors") for name in ("one", "two")]
+    for name, value in weights[0].items():
+        if "recall" not in name:
+            torch.testing.assert_close(value, weights[1][name], rtol=0, atol=1e-4, msg=name)
+    assert pooled(two) == pytest.approx(pooled(one), abs=0.01)
+    assert two["memory"] == one["memory"]
+
+
+def test_shards_learn_what_whole_models_learn_and_can_be_stopped(tmp_path):
+    """FSDP2, on two processes: accelerate shards on a CPU once it is told that it may."""
+    settings = {"num_train_epochs": 2, "sleep_steps": 20, "learning_rate": 1e-3, "sleep_learning_rate": 1e-3}
+    settings |= {"save_strategy": "steps", "save_steps": 4, "per_device_train_batch_size": 8}
+    whole, _ = run(tmp_path / "whole", 2, "even", **settings)
+    shards = run(tmp_path / "shards", 2, "even", "shard", **settings)
+    assert shards[0] == shards[1]
+    weights = [load_file(tmp_path / name / "task-01" / "model.safetensors") for name in ("whole", "shards")]
+    for name, value in weights[0].items():
+        if "recall" not in name:
+            torch.testing.assert_close(value, weights[1][name], rtol=0, atol=1e-4, msg=name)
+    assert pooled(shards[0]) == pytest.approx(pooled(whole), abs=0.01)
+    done = launch(tmp_path / "stopped", 2, "even", "shard", "stop", **settings)
+    assert "Stopped by signal 15" in done.stderr
+    assert run(tmp_path / "stopped", 2, "even", "shard", **settings) == shards
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_the_launch_file_of_fsdp_trains_on_two_gpus(tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH_FILES / "fsdp.yaml")]
+    command += [str(EXAMPLE), "--output_dir", str(tmp_path / "out"), "--num_tasks", "2", "--sleep_steps", "50"]
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLE.parents[1])}
+    subprocess.run(command, env=environment, check=True)
+    assert sorted(path.name for path in (tmp_path / "out").glob("task-*")) == ["task-01", "task-02"]
+
+
+def test_the_launch_file_of_two_cpu_processes_starts_two(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("from accelerate import Accelerator; print('processes', Accelerator(cpu=True).num_processes)")
+    config = str(LAUNCH_FILES / "two_cpu_processes.yaml")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", "0"]
+    done = subprocess.run([*command, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout.count("processes 2") == 2
 
 
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(learned, tmp_path):
