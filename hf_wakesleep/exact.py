@@ -13,6 +13,7 @@ ACTIVATION_STEPS = 16  # activations are multiples of 1 / ACTIVATION_STEPS
 ACTIVATION_MAX = 255 / ACTIVATION_STEPS
 _WEIGHT_MAX = 127
 _BIAS_STEPS = 256
+_EXPONENT_MAX = 47
 
 
 def activate(x: torch.Tensor, is_rounded: bool = True) -> torch.Tensor:
@@ -101,7 +102,10 @@ class ExactConv2d(nn.Conv2d):
                 raise ValueError(
                     f"Expected `{name}` of {own.dtype} and shape {tuple(own.shape)}, got {_describe(got)}."
                 )
-        unit = torch.exp2(packed["exponent"].float())[:, None, None, None]
+        exponent = packed["exponent"].float()
+        if not ((exponent >= -_EXPONENT_MAX) & (exponent <= _EXPONENT_MAX)).all():
+            raise ValueError(f"Expected exponents in -{_EXPONENT_MAX}..{_EXPONENT_MAX}, got {exponent.tolist()[:9]}.")
+        unit = torch.exp2(exponent)[:, None, None, None]
         with torch.no_grad():
             self.weight.copy_(packed["weight"] * unit)
             self.bias.copy_(packed["bias"] / _BIAS_STEPS)

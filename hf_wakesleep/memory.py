@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from datasets import ClassLabel, Features, Value
@@ -16,6 +17,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from .balance import BalancedDraw
 from .codec import Codec, CodecError
 from .codecs import make_codec
 from .configuration_wakesleep import check_class_names
@@ -121,7 +123,7 @@ class SemiParametricMemory:
         before = self.classes, self.statistics_bytes
         self.classes, self.statistics_bytes = self.classes + list(classes), statistics_bytes
         try:
-            self._set(self._codes, self._labels, self._tasks)
+            self._set(pa.chunked_array([self._codes]), self._labels, self._tasks)
         except ValueError:
             self.classes, self.statistics_bytes = before
             raise
@@ -134,7 +136,7 @@ class SemiParametricMemory:
         """
         before, self.budget = self.budget, budget
         try:
-            self._set(self._codes, self._labels, self._tasks)
+            self._set(pa.chunked_array([self._codes]), self._labels, self._tasks)
         except ValueError:
             self.budget = before
             raise
@@ -158,7 +160,7 @@ class SemiParametricMemory:
                 f"{sorted(set(labels.tolist()))}. Add the classes first."
             )
         self._set(
-            pa.concat_arrays([self._codes, pa.array(codes, pa.large_binary())]),
+            pa.chunked_array([self._codes, pa.array(codes, pa.large_binary())]),
             np.concatenate([self._labels, labels]),
             np.concatenate([self._tasks, np.full(len(labels), task, dtype=np.int32)]),
         )
@@ -186,31 +188,13 @@ class SemiParametricMemory:
             raise CodecError(f"Expected codes of images of one size, got {sizes[:5]}.")
         return torch.stack(images), torch.from_numpy(self._labels[indices])  # (B, 3, H, W), (B,)
 
-    def sample(self, size: int, generator: np.random.Generator, among: np.ndarray | None = None) -> np.ndarray:
-        """Draw memories, every class that has some with equal probability.
+    def balanced(self, among: np.ndarray | None = None) -> BalancedDraw:
+        """Return a [`BalancedDraw`] of memories as they are now.
 
         Args:
-            size (`int`): Number B of memories to draw, with replacement.
-            generator (`numpy.random.Generator`): Source of randomness.
             among (`numpy.ndarray`, *optional*): Sorted positions to draw from; all if missing.
-
-        Returns:
-            `numpy.ndarray`: Positions, int64 of shape (B,).
         """
-        among = np.arange(len(self)) if among is None else among
-        starts = np.flatnonzero(np.diff(self._labels[among], prepend=-1))  # (K,) first position of each class
-        counts = np.diff(starts, append=len(among))  # (K,)
-        drawn = generator.integers(len(starts), size=size)  # (B,)
-        return among[starts[drawn] + (generator.random(size) * counts[drawn]).astype(np.int64)]
-
-    def checksum(self) -> int:
-        """Return a number that differs, almost surely, if codes, labels, tasks or class names do."""
-        total = zlib.crc32("\n".join(self.classes).encode())
-        for column in (self._labels, self._tasks, self._code_sizes()):
-            total = zlib.crc32(np.ascontiguousarray(column), total)
-        for code in self._codes:
-            total = zlib.crc32(code.as_buffer(), total)
-        return total
+        return BalancedDraw(self._labels, among)
 
     def save(self, folder: str | Path) -> None:
         """Write `codes.parquet`, `memory.json` and, if the codec has weights, `codec.safetensors`."""
@@ -311,26 +295,33 @@ class SemiParametricMemory:
         labels, tasks = self._labels, self._tasks
         if len(self) and not (0 <= labels.min() <= labels.max() < len(self.classes) and tasks.min() >= 0):
             raise ValueError(f"labels in 0..{len(self.classes) - 1} and tasks from 0 expected, got others")
-        if not np.array_equal(_order(self._codes, labels), np.arange(len(self))):
+        if not np.array_equal(_order(pa.chunked_array([self._codes]), labels), np.arange(len(self))):
             raise ValueError("codes in the order of their classes and digests expected, got another order")
         if self.budget is not None and self.num_bytes.codes + INDEX_BYTES * len(self) > self.budget:
             raise ValueError(f"at most {self.budget:,} bytes of codes expected, got {self.num_bytes.codes:,}")
 
-    def _set(self, codes: pa.LargeBinaryArray, labels: np.ndarray, tasks: np.ndarray) -> None:
+    def _set(self, codes: pa.ChunkedArray, labels: np.ndarray, tasks: np.ndarray) -> None:
         """Order codes, drop what the budget does not hold, and make the rest the content of the memory."""
         order = _order(codes, labels)
         if self.budget is not None:
-            sizes = np.diff(np.frombuffer(codes.buffers()[1], dtype=np.int64)[codes.offset :][: len(codes) + 1])
+            sizes = pc.binary_length(codes).to_numpy()
             room = self.budget - self._file_bytes() - self.codec.num_bytes - self.statistics_bytes
             order = order[_fit(labels[order], sizes[order] + INDEX_BYTES, room, self.budget)]
-        self._codes = codes.take(pa.array(order))
+        self._codes = codes.take(pa.array(order)).combine_chunks()
         self._labels, self._tasks = labels[order], tasks[order]
 
 
-def _order(codes: pa.LargeBinaryArray, labels: np.ndarray) -> np.ndarray:
+def _order(codes: pa.ChunkedArray, labels: np.ndarray) -> np.ndarray:
     """Return the order by class and, within a class, by a digest of the code, int64 of shape (M,)."""
-    digests = [hashlib.blake2b(code.as_buffer(), digest_size=8).digest() for code in codes]
-    return np.lexsort((np.asarray(digests, dtype="S8"), labels)).astype(np.int64)
+    digests = bytearray()
+    for chunk in codes.chunks:
+        if not len(chunk):
+            continue
+        content = memoryview(chunk.buffers()[2] or b"")
+        ends = np.frombuffer(chunk.buffers()[1], dtype=np.int64)[chunk.offset :][: len(chunk) + 1].tolist()
+        for start, end in pairwise(ends):
+            digests += hashlib.blake2b(content[start:end], digest_size=8).digest()
+    return np.lexsort((np.frombuffer(bytes(digests), dtype=">u8"), labels)).astype(np.int64)
 
 
 def _fit(labels: np.ndarray, sizes: np.ndarray, room: int, budget: int) -> np.ndarray:

@@ -257,7 +257,7 @@ class Replay:
         self.step, self.seconds_before = 0, 0.0
         self._start = time.perf_counter()
         self._losses: list[tuple[float, float, float]] = []  # total, cross-entropy, distillation of the last steps
-        self._among = np.flatnonzero(~held_out(memory.labels))
+        self._replayed = memory.balanced(np.flatnonzero(~held_out(memory.labels)))
 
     def run(self, on_step_end: Callable[["Replay"], object] | None = None) -> None:
         """Do the steps that are left, and call `on_step_end` after each."""
@@ -306,9 +306,8 @@ class Replay:
     def _take_step(self) -> None:
         args, accelerator, step = self.args, self.accelerator, self.step
         torch.manual_seed(seeded_generator(args.seed, self.task, step, accelerator.process_index).initial_seed())
-        indices = self.memory.sample(
-            args.sleep_batch_size, np.random.default_rng((args.seed, self.task, step)), self._among
-        )
+        generator = np.random.default_rng((args.seed, self.task, step))
+        indices = self._replayed.positions(args.sleep_batch_size, generator)
         place = (self.task, step)
         pixel_values, labels = _batch(self.memory, indices, self.reader, args, place, accelerator)
         with accelerator.autocast():

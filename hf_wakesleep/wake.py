@@ -141,7 +141,7 @@ def add_memories(
     earlier = np.flatnonzero(memory.tasks != task)
     if len(earlier) == 0:
         return inputs
-    images, labels = memory.read(memory.sample(len(inputs["labels"]), generator, earlier))
+    images, labels = memory.read(memory.balanced(earlier).positions(len(inputs["labels"]), generator))
     device = inputs["labels"].device
     return {
         "pixel_values": torch.cat([inputs["pixel_values"], reader.normalise(images).to(device)]),

@@ -30,6 +30,7 @@ ORDER = [
     "codec_training",
     "learned_codec",
     "codecs",
+    "balance",
     "memory",
     "labels",
     "images",

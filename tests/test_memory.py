@@ -137,13 +137,13 @@ def test_read_gives_the_images_and_labels_that_were_written():
 
 def test_sampling_is_balanced_over_classes_and_repeats_with_its_seed():
     memory = filled(per_class=(1, 10, 100))
-    drawn = memory.sample(9_000, np.random.default_rng(0))
+    drawn = memory.balanced().positions(9_000, np.random.default_rng(0))
     counts = np.bincount(memory.labels[drawn])
     assert np.allclose(counts, 3_000, rtol=0.1)
     assert set(drawn) == set(range(111))
-    assert np.array_equal(drawn, memory.sample(9_000, np.random.default_rng(0)))
+    assert np.array_equal(drawn, memory.balanced().positions(9_000, np.random.default_rng(0)))
     among = np.flatnonzero(memory.labels == 1)
-    assert set(memory.labels[memory.sample(50, np.random.default_rng(0), among)]) == {1}
+    assert set(memory.labels[memory.balanced(among).positions(50, np.random.default_rng(0))]) == {1}
 
 
 @pytest.mark.parametrize("codec", [RawCodec(), WebPCodec(quality=30)])
