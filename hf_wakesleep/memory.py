@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -195,6 +196,15 @@ class SemiParametricMemory:
             among (`numpy.ndarray`, *optional*): Sorted positions to draw from; all if missing.
         """
         return BalancedDraw(self._labels, among)
+
+    def checksum(self) -> int:
+        """Return a number that differs, almost surely, if codes, labels, tasks or class names do."""
+        total = zlib.crc32("\n".join(self.classes).encode())
+        for column in (self._labels, self._tasks, self._code_sizes()):
+            total = zlib.crc32(np.ascontiguousarray(column), total)
+        for code in self._codes:
+            total = zlib.crc32(code.as_buffer(), total)
+        return total
 
     def save(self, folder: str | Path) -> None:
         """Write `codes.parquet`, `memory.json` and, if the codec has weights, `codec.safetensors`."""

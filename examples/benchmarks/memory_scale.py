@@ -2,7 +2,7 @@
 
     python examples/benchmarks/memory_scale.py
 
-Codes are made up: grey strips of noise, 300 bytes each, of 1,000 classes in 10 tasks. Prints seconds and peak memory of
+Codes are made up: grey strips of noise, 300 bytes each, of 1,000 classes in 10 tasks. Prints seconds and memory of
 every phase, in a process of its own, and how long a class-balanced batch of 256 takes to read and decode. A minute.
 """
 
