@@ -78,6 +78,7 @@ class ContinualTrainer(ClassifierTrainer):
         self._teacher: WakeSleepForImageClassification | None = None
         self._sleep_state: dict | None = None
         self._micro_step = (0, 0)
+        self._seconds_asleep = 0.0
         self._is_inside_task = False
         super().__init__(model, args, processing_class, **kwargs)
         self.task_number = len(self.history)
@@ -212,7 +213,7 @@ class ContinualTrainer(ClassifierTrainer):
             num_eval_images=len(task.eval_dataset),
             untrained_accuracy=self.history.untrained.get(stage_name(number), math.nan),
         )
-        start = time.perf_counter()
+        start, self._seconds_asleep = time.perf_counter(), 0.0
         record.before_accuracy = self._write(number)
         self.guard.exit_if_asked()
         set_seed(self.args.seed + number)
@@ -225,7 +226,7 @@ class ContinualTrainer(ClassifierTrainer):
         report = self._sleep_report
         record.sleep = report.to_dict() if report else {}
         record.sleep_seconds, record.sleep_images = (report.seconds, report.images) if report else (0.0, 0)
-        record.wake_seconds = time.perf_counter() - start - record.sleep_seconds
+        record.wake_seconds = time.perf_counter() - start - self._seconds_asleep  # both of this call
         replayed = self.args.wake_replay and bool((self.memory.tasks != number).any())
         record.wake_images = round(self.state.epoch * len(task.train_dataset)) * (1 + replayed)
         self._finish(record)
@@ -291,6 +292,7 @@ class ContinualTrainer(ClassifierTrainer):
 
     def sleep(self) -> None:
         """Consolidate memory into the network, if there is a memory and `sleep_steps` says so."""
+        start = time.perf_counter()
         self._unwrap()
         set_seed(self.args.seed + self.task_number)  # what is random asleep does not depend on how wake was resumed
         if self.memory is not None and self.args.sleep_steps:
@@ -307,6 +309,7 @@ class ContinualTrainer(ClassifierTrainer):
                 on_step_end=self._end_sleep_step,
             )
             self.log({f"sleep_{name}": value for name, value in self._sleep_report.to_dict().items()})
+        self._seconds_asleep = time.perf_counter() - start
 
     def _end_sleep_step(self, replay: Replay) -> None:
         """Save a checkpoint when it is time, and stop with one if a signal has asked to."""
