@@ -11,13 +11,12 @@ from tqdm.auto import tqdm
 from .codec_networks import COARSEST_STEP, FINEST_STEP, LearnedNetworks
 from .context import MEAN_STEPS, SCALES, logistic_bits
 from .entropy import LEVELS, OFFSETS, BinaryTables, Contexts
-from .exact import straight_through
+from .exact import ExactConv2d, straight_through
 from .transforms import BLOCK, LATENT_MAX, step_size
 
 CROP = 64  # pixels a side
-_DISTORTION = (
-    0.134  # weight of squared error: 1 / (0.134 step^2), the balance of video codecs (Sullivan & Wiegand 1998)
-)
+# Squared error weighs 1 / (_DISTORTION step^2), the balance of video codecs (Sullivan and Wiegand 1998).
+_DISTORTION = 0.134
 _EXACT_FROM = 0.6  # share of the steps after which weights and activations are rounded
 
 
@@ -54,18 +53,9 @@ class CodecTraining:
         self.step = 0
         self.generator = torch.Generator().manual_seed(seed)
         self.modules = networks.convolutions() if is_general else networks.outer()
-        linear = {"analysis.linear", "synthesis.linear"}
-        groups = [
-            {
-                "params": [
-                    p for name, module in self.modules.items() if name not in linear for p in module.parameters()
-                ]
-            },
-            {
-                "params": [p for name, module in self.modules.items() if name in linear for p in module.parameters()],
-                "lr": learning_rate / 2,
-            },
-        ]
+        linear = [module for name, module in self.modules.items() if name.endswith(".linear")]
+        others = [module for name, module in self.modules.items() if not name.endswith(".linear")]
+        groups = [{"params": _parameters(others)}, {"params": _parameters(linear), "lr": learning_rate / 2}]
         self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.0)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._warm_cosine)
 
@@ -147,6 +137,10 @@ class CodecTraining:
             means, scales = self.networks.context(latents, index)
             _count(counts, latents, means, scales)
         self.networks.tables = BinaryTables.from_counts({name: tuple(count) for name, count in counts.items()})
+
+
+def _parameters(modules: Sequence[ExactConv2d]) -> list[torch.nn.Parameter]:
+    return [parameter for module in modules for parameter in module.parameters()]
 
 
 def _count(counts: dict[str, np.ndarray], latents: torch.Tensor, means: torch.Tensor, scales: torch.Tensor) -> None:

@@ -16,9 +16,8 @@ from torch import nn
 from .exact import ExactConv2d, activate
 from .transforms import GROUP_SIZES, LATENT_MAX, step_plane
 
-SCALES = (
-    32  # steps of the scale of the expected distribution, from exp(LOG_SCALE_MIN) in factors of exp(LOG_SCALE_STEP)
-)
+# The scale of the expected distribution is exp(LOG_SCALE_MIN + LOG_SCALE_STEP * step), with SCALES steps.
+SCALES = 32
 LOG_SCALE_MIN, LOG_SCALE_STEP = math.log(0.06), 0.2
 MEAN_STEPS = 16  # means are multiples of 1 / MEAN_STEPS
 _PHASES = (3, 3, 3, 3, 2, 2, 2)  # of each group

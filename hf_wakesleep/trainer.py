@@ -329,7 +329,8 @@ class ContinualTrainer(ClassifierTrainer):
 
     def _finish(self, record: TaskRecord) -> None:
         """Evaluate, add to the history, and save the stage."""
-        check_equal(self.accelerator, checksums(self.model, self.memory), f"after {self.task_name}")
+        if self.accelerator.num_processes > 1:
+            check_equal(self.accelerator, checksums(self.model, self.memory), f"after {self.task_name}")
         metrics = self.evaluate()
         record.accuracy = [
             math.nan if task is None else metrics[f"eval_{stage_name(number)}_accuracy"]

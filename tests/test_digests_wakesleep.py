@@ -96,12 +96,20 @@ def test_names_in_digests_lead_nowhere_else(stage, tmp_path):
     digests["sha256"] |= {"../config.json": "0" * 64, "/etc/passwd": "0" * 64}
     (stage / "digests.json").write_text(json.dumps(digests))
     check_digests(stage)
+    digests["sha256"] |= {"config.json": "0" * 64}
+    (stage / "digests.json").write_text(json.dumps(digests))
+    with pytest.raises(ValueError, match="config.json"):
+        check_digests(stage)
 
 
-def test_a_folder_without_any_digests_is_not_checked(tmp_path):
+def test_a_folder_is_checked_once_it_has_digests(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
     check_digests(tmp_path)
     write_digests(tmp_path)
     check_digests(tmp_path)
+    (tmp_path / "config.json").write_text("{ }")
+    with pytest.raises(ValueError, match="config.json"):
+        check_digests(tmp_path)
 
 
 def test_a_stage_is_loaded_without_unpickling_anything(stage, run):
