@@ -17,8 +17,9 @@ from .files import check_writable, disk_advice, remove_folder, temporary_name
 from .hub import Publisher
 from .images import ImageReader, TaskImages, make_image_processor
 from .modeling_wakesleep import WakeSleepForImageClassification
+from .plasticity import parameter_groups
+from .replay import Replay
 from .shards import check_sharding, load_whole
-from .sleep import Replay, parameter_groups
 from .training_args import ContinualTrainingArguments
 
 TRAINING_ARGS_NAME = "training_args.bin"

@@ -31,12 +31,15 @@ from .history import HISTORY_NAME, History, TaskRecord
 from .images import TaskImages
 from .model_card import hyper_parameters
 from .modeling_wakesleep import WakeSleepForImageClassification
+from .plasticity import set_plasticity
 from .plots import save_history_plot
 from .processes import check_equal, checksums
 from .protocol import align_tasks, check_same_run, make_protocol
+from .recall import update_recall
+from .replay import Replay, snapshot
 from .shards import unwrap
 from .signals import StopSignals
-from .sleep import Replay, SleepReport, consolidate, set_plasticity, snapshot, update_recall
+from .sleep import SleepReport, consolidate
 from .stage import Stage, find_stages, initial_state, load_stage_state, stage_name
 from .tasks import Task, TaskStream
 from .training_args import ContinualTrainingArguments

@@ -16,11 +16,20 @@ from hypothesis import settings
 from sklearn.datasets import load_digits
 from transformers import ViTConfig, set_seed
 
-from hf_wakesleep import ContinualTrainingArguments, WakeSleepConfig, WakeSleepForImageClassification
+from hf_wakesleep import (
+    ClassIncrementalStream,
+    ContinualTrainingArguments,
+    RawCodec,
+    SemiParametricMemory,
+    WakeSleepConfig,
+    WakeSleepForImageClassification,
+)
+from hf_wakesleep.images import ImageReader, TaskImages, make_image_processor
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("fixed")
 
+NAMES = ["0", "1", "2", "3"]  # of the classes of `digits`
 PARTS = 4  # that long tests are cut into, for workers to share
 
 
@@ -97,6 +106,20 @@ def make_args(tmp_path):
         return ContinualTrainingArguments(str(tmp_path / output_dir), **{**FAST, **changes})
 
     return build
+
+
+@pytest.fixture
+def asleep(make_model, digits):
+    """Return a model of four classes, a memory of all training digits, and a reader."""
+    model = make_model()
+    model.grow(NAMES, torch.Generator().manual_seed(0))
+    reader = ImageReader(make_image_processor(model.config))
+    task = ClassIncrementalStream(digits, num_tasks=1)[0]
+    images = TaskImages(task.train_dataset, model.config.label2id, "digits")
+    pixels, labels = reader.read([images[row] for row in range(len(images))])
+    memory = SemiParametricMemory(RawCodec(), None, NAMES)
+    memory.write(memory.codec.encode(pixels), labels.numpy(), task=0)
+    return model, memory, reader
 
 
 def equal_states(first: torch.nn.Module, second: torch.nn.Module) -> bool:

@@ -6,12 +6,11 @@ import math
 import pytest
 import torch
 from conftest import equal_states
-from test_sleep import asleep  # noqa: F401
 from test_trainer import assert_same_end, make_stream, make_trainer  # noqa: F401
 from transformers import TrainerCallback
 
 from hf_wakesleep import WakeSleepForImageClassification, consolidate
-from hf_wakesleep.sleep import Replay
+from hf_wakesleep.replay import Replay
 from hf_wakesleep.stage import find_stages
 
 SETTINGS = {"num_train_epochs": 2, "sleep_steps": 10, "save_strategy": "steps", "save_steps": 4}

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from hf_wakesleep import SleepCallback, sleep
 from hf_wakesleep.checkpoint import SLEEP_NAME, find_checkpoints
-from hf_wakesleep.sleep import Replay
+from hf_wakesleep.replay import Replay
 from hf_wakesleep.stage import Stage
 from hf_wakesleep.wake import WakePass
 

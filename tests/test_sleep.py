@@ -1,34 +1,16 @@
-"""consolidate: its loss, what it trains and reports, and recall brought up to date."""
+"""consolidate: its loss, and what it trains and reports."""
 
 import copy
-import math
 
 import numpy as np
 import pytest
 import torch
-from conftest import equal_states
+from conftest import NAMES, equal_states
 from torch.nn import functional as F
 
-from hf_wakesleep import ClassIncrementalStream, RawCodec, SemiParametricMemory, consolidate
-from hf_wakesleep.head_wakesleep import Recall
-from hf_wakesleep.images import ImageReader, TaskImages, make_image_processor
-from hf_wakesleep.sleep import _distillation, held_out, parameter_groups, set_plasticity, snapshot, update_recall
-
-NAMES = ["0", "1", "2", "3"]
-
-
-@pytest.fixture
-def asleep(make_model, digits):
-    """Return a model of four classes, a memory of all training digits, and a reader."""
-    model = make_model()
-    model.grow(NAMES, torch.Generator().manual_seed(0))
-    reader = ImageReader(make_image_processor(model.config))
-    task = ClassIncrementalStream(digits, num_tasks=1)[0]
-    images = TaskImages(task.train_dataset, model.config.label2id, "digits")
-    pixels, labels = reader.read([images[row] for row in range(len(images))])
-    memory = SemiParametricMemory(RawCodec(), None, NAMES)
-    memory.write(memory.codec.encode(pixels), labels.numpy(), task=0)
-    return model, memory, reader
+from hf_wakesleep import RawCodec, SemiParametricMemory, consolidate
+from hf_wakesleep.recall import held_out
+from hf_wakesleep.replay import distillation, snapshot
 
 
 def accuracy(model, memory, reader, part="logits") -> float:
@@ -87,10 +69,10 @@ def test_distillation_is_the_divergence_from_the_teacher_on_old_classes_of_old_i
         p = (taught[row] / temperature).softmax(dim=0)
         q = (student[row, :3] / temperature).softmax(dim=0)
         expected += float((p * (p / q).log()).sum()) * temperature**2 / 2
-    value = _distillation(student, None, labels, teacher, temperature)
+    value = distillation(student, None, labels, teacher, temperature)
     assert value.item() == pytest.approx(expected, rel=1e-5)
-    assert _distillation(student, None, torch.tensor([3, 3, 4, 4]), teacher, temperature) == 0
-    assert _distillation(student, None, labels, None, temperature) == 0
+    assert distillation(student, None, torch.tensor([3, 3, 4, 4]), teacher, temperature) == 0
+    assert distillation(student, None, labels, None, temperature) == 0
 
 
 def test_a_heavy_distillation_keeps_the_old_answers(asleep, make_args):
@@ -106,43 +88,6 @@ def test_a_heavy_distillation_keeps_the_old_answers(asleep, make_args):
             new, old = (m.eval()(reader.normalise(images)).classifier_logits for m in (sleeper, teacher))
         drift.append(F.kl_div(new.log_softmax(-1), old.log_softmax(-1), log_target=True, reduction="batchmean"))
     assert drift[1] < 0.2 * drift[0]
-
-
-def test_statistics_are_those_of_all_decoded_memories(asleep, make_args):
-    model, memory, reader = asleep
-    update_recall(model, memory, reader, make_args(per_device_eval_batch_size=7))
-    images, labels = memory.read(np.arange(len(memory)))
-    with torch.no_grad():
-        features = model.eval().extract_features(reader.normalise(images))
-    expected = Recall(32, 4, model.config.recall_shrinkage)
-    expected.update(features, labels)
-    assert model.head.recall.counts.tolist() == [100] * 4
-    torch.testing.assert_close(model.head.recall.means, expected.means, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(model.head.recall.scatter, expected.scatter, rtol=1e-3, atol=1e-2)
-
-
-def test_the_weight_of_recall_follows_the_better_half(asleep, make_args):
-    model, memory, reader = asleep
-    torch.nn.init.zeros_(model.head.classifier.weight)  # a classifier that knows nothing
-    update_recall(model, memory, reader, make_args())
-    assert model.config.recall_weight > 0.5
-    update_recall(model, memory, reader, make_args(recall_weight=0.25))
-    assert model.config.recall_weight == 0.25
-
-
-def test_too_few_memories_to_hold_some_out_leave_the_weight_as_it_was(asleep, make_args):
-    model, memory, reader = asleep
-    few = SemiParametricMemory(RawCodec(), None, NAMES)
-    images, _ = memory.read(np.arange(4))
-    few.write(few.codec.encode(images), [0, 1, 2, 3], task=0)
-    assert math.isnan(update_recall(model, few, reader, make_args()))
-    assert model.config.recall_weight == 0.5
-
-
-def test_every_tenth_memory_of_a_class_is_held_out():
-    labels = np.repeat([0, 1, 2], [25, 9, 10])
-    positions = np.flatnonzero(held_out(labels))
-    assert positions.tolist() == [9, 19, 43]
 
 
 def test_held_out_memories_are_never_replayed(asleep, make_args, monkeypatch):
@@ -163,19 +108,3 @@ def _spy(read, seen):
         return read(self, indices)
 
     return reading
-
-
-def test_optimizer_groups_hold_every_trainable_weight_once(make_model):
-    model = make_model()
-    model.grow(["a", "b"])
-    set_plasticity(model, "full")
-    groups = parameter_groups(model, 1.0, 0.1, 0.25)
-    members = [id(parameter) for group in groups for parameter in group["params"]]
-    assert sorted(members) == sorted(id(parameter) for parameter in model.parameters())
-    assert {group["lr"] for group in groups} == {1.0, 0.25}
-    assert all(
-        (group["weight_decay"] > 0) == (parameter.ndim > 1) for group in groups for parameter in group["params"]
-    )
-    set_plasticity(model, "head")
-    groups = parameter_groups(model, 1.0, 0.1, 0.25)
-    assert sum(len(group["params"]) for group in groups) == len(list(model.head.parameters()))
