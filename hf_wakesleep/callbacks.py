@@ -4,7 +4,7 @@ from transformers import TrainerCallback
 
 
 class SleepCallback(TrainerCallback):
-    """Sends a [`ContinualTrainer`] to sleep at the end of each task's wake.
+    """Sends a [`ContinualTrainer`] to sleep at the end of each task's wake, and to naps in between.
 
     `trainer.remove_callback(SleepCallback)` keeps it awake for good.
 
@@ -14,6 +14,12 @@ class SleepCallback(TrainerCallback):
 
     def __init__(self, trainer):
         self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Take a nap when it is time; the last one is the sleep itself."""
+        every = args.sleep_every_n_steps
+        if every and state.global_step % every == 0 and state.global_step < state.max_steps:
+            self.trainer.nap()
 
     def on_train_end(self, args, state, control, **kwargs):
         """Sleep."""

@@ -8,7 +8,6 @@ Steps of sleep count on from the last step awake. All appear whole or not at all
 """
 
 import json
-import math
 from pathlib import Path
 
 import torch
@@ -24,7 +23,7 @@ from .stage import MEMORY_FOLDER, find_stages, load_memory, stage_name, stage_nu
 logger = logging.get_logger(__name__)
 
 CHECKPOINTS_FOLDER, WRITTEN_FOLDER = "checkpoints", "written"
-SLEEP_NAME, RECALL_NAME, SCORE_NAME = "sleep.pt", "recall.safetensors", "score.json"
+SLEEP_NAME, RECALL_NAME, SCORES_NAME = "sleep.pt", "recall.safetensors", "scores.json"
 LAST_WRITTEN = "trainer_state.json"  # of a checkpoint; without it the checkpoint is half-written
 
 
@@ -118,28 +117,27 @@ def clean(output_dir: str | Path) -> list[Path]:
     return broken
 
 
-def save_written(folder: Path, memory: SemiParametricMemory | None, recall: Recall, score: float) -> None:
+def save_written(folder: Path, memory: SemiParametricMemory | None, recall: Recall, scores: dict) -> None:
     """Keep what came of writing a task into memory, so that it need not be done again.
 
     Args:
         folder (`Path`): The folder of the task's checkpoints.
         memory ([`SemiParametricMemory`], *optional*): The memory.
         recall ([`Recall`]): Its statistics.
-        score (`float`): a[i-1][i] of forward transfer, measured before it; NaN if not measured.
+        scores (`dict`): What was measured before and after it, JSON-able.
     """
     with whole_folder(folder / WRITTEN_FOLDER) as temporary:
         if memory is not None:
             memory.save(temporary / MEMORY_FOLDER)
         save_file({name: value.contiguous() for name, value in recall.state_dict().items()}, temporary / RECALL_NAME)
-        (temporary / SCORE_NAME).write_text(json.dumps(None if math.isnan(score) else score))
+        (temporary / SCORES_NAME).write_text(json.dumps(scores))
 
 
-def load_written(folder: Path, recall: Recall) -> tuple[SemiParametricMemory | None, float]:
-    """Load statistics into recall, and return memory and score, as `save_written` kept them."""
+def load_written(folder: Path, recall: Recall) -> tuple[SemiParametricMemory | None, dict]:
+    """Load statistics into recall, and return memory and scores, as `save_written` kept them."""
     folder = folder / WRITTEN_FOLDER
     recall.load_state_dict(load_file(folder / RECALL_NAME))
-    score = json.loads((folder / SCORE_NAME).read_text())
-    return load_memory(folder), math.nan if score is None else score
+    return load_memory(folder), json.loads((folder / SCORES_NAME).read_text())
 
 
 def is_written(folder: Path) -> bool:

@@ -177,6 +177,36 @@ class SemiParametricHead(nn.Module):
         self.classifier = grown
         self.recall.grow(num_new)
 
+    @torch.no_grad()
+    def start_from_recall(self, first: int) -> None:
+        """Set the output units from `first` on to what recall answers, so that they are right before any training.
+
+        A cosine classifier takes the class means as directions (imprinting, Qi et al. 2018, arXiv 1712.07136). A
+        linear one takes weights and bias of recall, which softmax sees only up to what all classes share: both halves
+        are centred over the older classes, and recall is scaled to fit the older units best at their class means.
+
+        Args:
+            first (`int`): Index of the first new class; units of classes without statistics stay as they are.
+        """
+        known = self.recall.counts > 0  # (C,)
+        new = known[first:].nonzero()[:, 0] + first
+        classifier, means = self.classifier, self.recall.means
+        if not isinstance(classifier, LinearClassifier):
+            classifier.weight[new] = F.normalize(means[new], dim=-1).to(classifier.weight)
+            return
+        weights, biases = self.recall.solve()
+        recalled = torch.cat([weights, biases[:, None]], dim=1)  # (C, D + 1)
+        own = torch.cat([classifier.weight, classifier.bias[:, None]], dim=1).to(recalled)  # (C, D + 1)
+        old = known[:first].nonzero()[:, 0]
+        scale, offset, centre = 1.0, recalled.new_zeros(recalled.shape[1]), recalled[known].mean(dim=0)
+        if len(old):
+            points = F.pad(means[old], (0, 1), value=1.0)  # (K, D + 1)
+            centre, offset = recalled[old].mean(dim=0), own[old].mean(dim=0)
+            theirs = (recalled[old] - centre) @ points.T  # (K, K)
+            scale = ((own[old] - offset) @ points.T * theirs).sum() / theirs.square().sum().clamp(min=1e-12)
+        units = (scale * (recalled[new] - centre) + offset).to(classifier.weight)
+        classifier.weight[new], classifier.bias[new] = units[:, :-1], units[:, -1]
+
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return mixed logits (log-probabilities), classifier logits and recall logits, each of shape (B, C)."""
         classifier_logits = self.classifier(features)  # (B, C)

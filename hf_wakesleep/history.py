@@ -24,6 +24,8 @@ class TaskRecord:
         num_train_images (`int`): Training images.
         num_eval_images (`int`): Evaluation images.
         accuracy (`list[float]`): Row of the accuracy matrix: accuracy on every task so far, NaN where unknown.
+        recall_accuracy (`list[float]`): The same of recall alone, once the task was in memory and before any training
+            on it; empty if not measured.
         before_accuracy (`float`): a[i-1][i] of forward transfer, NaN if not measured.
         untrained_accuracy (`float`): b[i] of forward transfer, NaN if not measured.
         memory_bytes (`dict[str, int]`): `codes`, `index`, `codec`, `statistics`, `total`.
@@ -43,6 +45,7 @@ class TaskRecord:
     num_train_images: int
     num_eval_images: int
     accuracy: list[float] = field(default_factory=list)
+    recall_accuracy: list[float] = field(default_factory=list)
     before_accuracy: float = math.nan
     untrained_accuracy: float = math.nan
     memory_bytes: dict[str, int] = field(default_factory=dict)
@@ -54,6 +57,14 @@ class TaskRecord:
     sleep_images: int = 0
     sleep: dict = field(default_factory=dict)
     fingerprint: dict = field(default_factory=dict)
+
+    def scores(self) -> dict:
+        """Return what was measured before any training on the task, as JSON-able values."""
+        return _nan_to_none({"before": self.before_accuracy, "recall": self.recall_accuracy})
+
+    def set_scores(self, scores: dict) -> None:
+        """Take what `scores` returned."""
+        self.before_accuracy, self.recall_accuracy = _none_to_nan([scores["before"], scores["recall"]])
 
     def check(self, position: int) -> None:
         """Refuse values that no run writes.
@@ -72,6 +83,9 @@ class TaskRecord:
             "accuracy": isinstance(self.accuracy, list)
             and len(self.accuracy) == position
             and all(map(_is_share, self.accuracy)),
+            "recall_accuracy": isinstance(self.recall_accuracy, list)
+            and len(self.recall_accuracy) in (0, position)
+            and all(map(_is_share, self.recall_accuracy)),
             "before_accuracy": _is_share(self.before_accuracy),
             "untrained_accuracy": _is_share(self.untrained_accuracy),
             "recall_weight": _is_share(self.recall_weight),
@@ -208,6 +222,12 @@ class History:
             cells += " " * width * (len(names) - count)
             means = f"{100 * summary['average_accuracy']:>{width}.1f}{100 * summary['pooled_accuracy']:>{width}.1f}"
             lines.append(f"{record.name:<{width}}" + cells + means)
+        if any(record.recall_accuracy for record in self.records):
+            lines += ["", "accuracy (%) of recall alone, with each task in memory and before any training on it"]
+            for record in self.records:
+                lines.append(
+                    f"{record.name:<{width}}" + "".join(f"{100 * v:>{width}.1f}" for v in record.recall_accuracy)
+                )
         lines.append("")
         lines += [f"{name.replace('_', ' '):<30}{value:>10.4f}" for name, value in self.summary().items()]
         last = self.records[-1]

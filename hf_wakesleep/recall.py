@@ -1,6 +1,7 @@
 """Recall brought up to date: its statistics computed anew from memory, its weight set on memories held out."""
 
 import copy
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from tqdm.auto import tqdm
 from .images import ImageReader
 from .memory import SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
+from .recombination import align_classifier
 from .training_args import ContinualTrainingArguments
 
 HOLD_OUT_EVERY = 10  # one memory in ten of each class sets the weight of recall and is not replayed
@@ -31,8 +33,11 @@ def update_recall(
     memory: SemiParametricMemory,
     reader: ImageReader,
     args: ContinualTrainingArguments,
+    task: int = 0,
 ) -> float:
     """Recompute recall's statistics of all classes from memory and set `recall_weight` on held-out memories.
+
+    In between, the classifier is aligned with the statistics, if `alignment_steps` says so.
 
     Statistics of a backbone that neither wake nor sleep trains stay as they are, those of the original images.
 
@@ -40,7 +45,8 @@ def update_recall(
         model ([`WakeSleepForImageClassification`]): Its statistics and `config.recall_weight` are replaced.
         memory ([`SemiParametricMemory`]): Read, never written.
         reader ([`ImageReader`]): Turns decoded images into the model's input.
-        args ([`ContinualTrainingArguments`]): `recall_weight`, `per_device_eval_batch_size`.
+        args ([`ContinualTrainingArguments`]): `recall_weight`, `alignment_steps`, `per_device_eval_batch_size`.
+        task (`int`, defaults to 0): Number of the task, from 0; part of the seed.
 
     Returns:
         `float`: Accuracy of the mix on the held-out memories before they entered the statistics; NaN without such.
@@ -49,19 +55,15 @@ def update_recall(
     is_frozen = args.wake_plasticity == args.sleep_plasticity == "head"
     originals = copy.deepcopy(recall.state_dict()) if is_frozen else None
     recall.reset()
-    was_training = model.training
-    model.eval()
     kept_back, accuracy = [], float("nan")
     is_held_out = held_out(memory.labels)
-    batches = _batches(memory, args.per_device_eval_batch_size)
-    for indices in tqdm(batches, desc="sleep: recall", disable=not args.shows_progress, leave=False):
-        images, labels = memory.read(indices)
-        with torch.no_grad():
-            features = model.extract_features(reader.normalise(images).to(model.device)).float()
-        labels, out = labels.to(model.device), torch.from_numpy(is_held_out[indices]).to(model.device)
+    for indices, features, labels in _features(model, memory, reader, args, np.arange(len(memory)), "sleep: recall"):
+        out = torch.from_numpy(is_held_out[indices]).to(model.device)
         recall.update(features[~out], labels[~out])
         kept_back.append((features[out], labels[out]))
     features, labels = (torch.cat(parts) for parts in zip(*kept_back, strict=True))
+    if args.alignment_steps and not is_frozen:
+        align_classifier(model, args, task)
     if len(labels):
         accuracy = _fit_recall_weight(model, features, labels, args.recall_weight)
         recall.update(features, labels)
@@ -69,8 +71,24 @@ def update_recall(
         model.config.recall_weight = args.recall_weight
     if originals is not None:
         recall.load_state_dict(originals)
-    model.train(was_training)
     return accuracy
+
+
+def held_out_accuracy(
+    model: WakeSleepForImageClassification,
+    memory: SemiParametricMemory,
+    reader: ImageReader,
+    args: ContinualTrainingArguments,
+) -> float:
+    """Return the accuracy of a model, as it is, on the memories that are held out of replay; NaN without such."""
+    positions = np.flatnonzero(held_out(memory.labels))
+    if len(positions) == 0:
+        return float("nan")
+    correct = [
+        model.head(features.to(model.dtype))[0].argmax(dim=-1) == labels
+        for _, features, labels in _features(model, memory, reader, args, positions, "sleep: before")
+    ]
+    return torch.cat(correct).float().mean().item()
 
 
 @torch.no_grad()
@@ -88,5 +106,22 @@ def _fit_recall_weight(
     return (model.head.mix(classifier, recalled).argmax(dim=-1) == labels).float().mean().item()
 
 
-def _batches(memory: SemiParametricMemory, size: int) -> list[np.ndarray]:
-    return np.split(np.arange(len(memory)), range(size, len(memory), size))
+@torch.no_grad()
+def _features(
+    model: WakeSleepForImageClassification,
+    memory: SemiParametricMemory,
+    reader: ImageReader,
+    args: ContinualTrainingArguments,
+    positions: np.ndarray,
+    description: str,
+) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+    """Yield positions (b,), features (b, D) and labels (b,) of some memories, in batches."""
+    was_training = model.training
+    model.eval()
+    size = args.per_device_eval_batch_size
+    batches = np.split(positions, range(size, len(positions), size))
+    for indices in tqdm(batches, desc=description, disable=not args.shows_progress, leave=False):
+        images, labels = memory.read(indices)
+        features = model.extract_features(reader.normalise(images).to(model.device)).float()
+        yield indices, features, labels.to(model.device)
+    model.train(was_training)

@@ -1,6 +1,7 @@
 """Replay: the steps of one sleep, which can be left after any of them and gone on with."""
 
 import copy
+import math
 import time
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from .augment import augment, seeded_generator
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .plasticity import parameter_groups, set_plasticity
 from .recall import held_out
+from .recombination import is_rem, recombine
 from .shards import load_optimizer_state, optimizer_state, shards, whole_state
 
 
@@ -28,17 +30,18 @@ class Replay:
         reader ([`ImageReader`]): Turns decoded images into the model's input.
         args ([`ContinualTrainingArguments`]): `sleep_*`, `distillation_*`, `augmentation`, ...
         teacher ([`WakeSleepForImageClassification`], *optional*): The network to stay close to.
-        task (`int`): Number of the task, from 0; part of the seed.
+        place (`tuple[int, ...]`): Number of the task, from 0, and for a nap the step of wake; part of the seed.
         accelerator (`Accelerator`): Spreads every batch over its processes.
         guard ([`StepGuard`]): Judges the loss of every step.
 
     Attributes:
         step (`int`): Steps done.
+        accuracy_before (`float`): What the sleeper knew of the memories held out, for the report; NaN if unknown.
     """
 
-    def __init__(self, model, memory, reader, args, *, teacher, task, accelerator, guard):
+    def __init__(self, model, memory, reader, args, *, teacher, place, accelerator, guard):
         self.memory, self.reader, self.args = memory, reader, args
-        self.teacher, self.task, self.accelerator, self.guard = teacher, task, accelerator, guard
+        self.teacher, self.place, self.accelerator, self.guard = teacher, place, accelerator, guard
         self.bare = model
         set_plasticity(model, args.sleep_plasticity)
         trained = copy.deepcopy(model) if shards(accelerator) else model
@@ -46,10 +49,13 @@ class Replay:
             trained, args.sleep_learning_rate, args.weight_decay, args.backbone_learning_rate_ratio
         )
         self.model, self.optimizer = accelerator.prepare(trained, torch.optim.AdamW(groups, fused=True))
-        self.scheduler = get_scheduler("cosine", self.optimizer, args.sleep_steps // 10, args.sleep_steps)
-        self.step, self.seconds_before = 0, 0.0
+        self.scheduler = get_scheduler(
+            args.sleep_lr_scheduler_type, self.optimizer, args.sleep_steps // 10, args.sleep_steps
+        )
+        self._average = WeightAverage(trained, args.sleep_average) if args.sleep_average else None
+        self.step, self.seconds_before, self.accuracy_before = 0, 0.0, math.nan
         self._start = time.perf_counter()
-        self._losses: list[tuple[float, float, float]] = []  # total, cross-entropy, distillation of the last steps
+        self._losses = {"nrem": [], "rem": []}  # total, cross-entropy and distillation of the last steps of each
         self._replayed = memory.balanced(np.flatnonzero(~held_out(memory.labels)))
 
     def run(self, on_step_end: Callable[["Replay"], object] | None = None) -> None:
@@ -59,15 +65,21 @@ class Replay:
         bar = tqdm(steps, desc="sleep", disable=not self.args.shows_progress, leave=False, initial=self.step)
         for _ in bar:
             self._take_step()
-            bar.set_postfix(loss=f"{self._losses[-1][0]:.3f}", refresh=False)
+            latest = {phase: f"{losses[-1][0]:.3f}" for phase, losses in self._losses.items() if losses}
+            bar.set_postfix(latest, refresh=False)
             if on_step_end is not None:
                 on_step_end(self)
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self._settle()
+        if self._average is not None:
+            self._average.apply()
 
-    def mean_losses(self) -> list[float]:
-        """Return total loss, cross-entropy and distillation, averaged over the last tenth of the steps."""
-        finite = [losses for losses in self._losses if np.isfinite(losses[0])]
+    def mean_losses(self, phase: str = "nrem") -> list[float]:
+        """Return total loss, cross-entropy and distillation of a phase, averaged over the last of its steps.
+
+        These are a tenth as many as the whole sleep has. NaN where there are none.
+        """
+        finite = [losses for losses in self._losses[phase] if np.isfinite(losses[0])]
         return np.asarray(finite or [[np.nan] * 3]).mean(axis=0).tolist()
 
     def state_dict(self) -> dict:
@@ -80,7 +92,9 @@ class Replay:
             "step": self.step,
             "optimizer": optimizer_state(self.model, self.optimizer),
             "scheduler": self.scheduler.state_dict(),
-            "losses": [list(losses) for losses in self._losses],
+            "average": {} if self._average is None else self._average.weights,
+            "losses": {phase: [list(losses) for losses in each] for phase, each in self._losses.items()},
+            "accuracy_before": self.accuracy_before,
             "seconds": self.seconds_before + time.perf_counter() - self._start,
         }
 
@@ -89,7 +103,10 @@ class Replay:
         load_optimizer_state(self.model, self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.step, self.seconds_before = state["step"], state["seconds"]
-        self._losses = [tuple(losses) for losses in state["losses"]]
+        self.accuracy_before = state["accuracy_before"]
+        if self._average is not None:
+            self._average.weights = {name: value.to(self.bare.device) for name, value in state["average"].items()}
+        self._losses = {phase: [tuple(losses) for losses in each] for phase, each in state["losses"].items()}
 
     def _settle(self) -> None:
         """Bring the weights into the bare model, where they are not already."""
@@ -98,35 +115,75 @@ class Replay:
 
     def _take_step(self) -> None:
         args, accelerator, step = self.args, self.accelerator, self.step
-        torch.manual_seed(seeded_generator(args.seed, self.task, step, accelerator.process_index).initial_seed())
-        generator = np.random.default_rng((args.seed, self.task, step))
-        indices = self._replayed.positions(args.sleep_batch_size, generator)
-        place = (self.task, step)
+        place = (args.seed, *self.place, step)
+        torch.manual_seed(seeded_generator(*place, accelerator.process_index).initial_seed())
+        indices = self._replayed.positions(args.sleep_batch_size, np.random.default_rng(place))
         pixel_values, labels = _batch(self.memory, indices, self.reader, args, place, accelerator)
+        dreams = is_rem(step, args.sleep_steps, args.sleep_cycles, args.rem_share)
+        targets, teacher = labels, self.teacher
+        if dreams:
+            pixel_values, targets = recombine(pixel_values, labels, len(self.memory.classes), args.recombination)
+            teacher = None
         with accelerator.autocast():
             logits = self.model(pixel_values=pixel_values).classifier_logits.float()  # (B, C)
-            cross_entropy = F.cross_entropy(logits, labels, label_smoothing=args.label_smoothing_factor)
-            distilled = distillation(logits, pixel_values, labels, self.teacher, args.distillation_temperature)
+            cross_entropy = F.cross_entropy(logits, targets, label_smoothing=args.label_smoothing_factor)
+            distilled = distillation(logits, pixel_values, labels, teacher, args.distillation_temperature)
             loss = cross_entropy + args.distillation_weight * distilled
         share = len(labels) * accelerator.num_processes / args.sleep_batch_size  # 1 where every process has as many
         self.guard.watch(loss)
-        if self.guard.accepts(f"step {step + 1} of the sleep after task {self.task + 1}"):
+        if self.guard.accepts(f"step {step + 1} of the sleep after task {self.place[0] + 1}"):
             accelerator.backward(loss * share)
             accelerator.unscale_gradients(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), args.max_grad_norm or float("inf"))
             self.optimizer.step()
+            if self._average is not None:
+                self._average.update(step)
         self.scheduler.step()
         self.optimizer.zero_grad()
         self.step += 1
-        self._losses.append((loss.item(), cross_entropy.item(), distilled.item()))
-        self._losses = self._losses[-max(1, args.sleep_steps // 10) :]
+        losses = self._losses["rem" if dreams else "nrem"]
+        losses.append((loss.item(), cross_entropy.item(), distilled.item()))
+        del losses[: -max(1, args.sleep_steps // 10)]
 
 
-def _batch(memory, indices, reader, args, place: tuple[int, int], accelerator) -> tuple[torch.Tensor, torch.Tensor]:
+class WeightAverage:
+    """Exponential moving average of the weights that learn, over the steps of a sleep.
+
+    Early steps weigh less: the decay of step s, from 0, is at most (s + 1) / (s + 10). Weights that stay the same keep
+    their value in the average, bit for bit.
+
+    Args:
+        model (`torch.nn.Module`): Whose trainable weights are averaged.
+        decay (`float`): Weight of the average so far, in (0, 1).
+
+    Attributes:
+        weights (`dict[str, torch.Tensor]`): The average, by name; empty before the first step.
+    """
+
+    def __init__(self, model: torch.nn.Module, decay: float):
+        self.decay, self.weights = decay, {}
+        self._parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after a step."""
+        if not self.weights:
+            self.weights = {name: value.clone() for name, value in self._parameters.items()}
+        share = 1 - min(self.decay, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(self.weights.values()), list(self._parameters.values()), share)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Give the model the average of its weights."""
+        for name, value in self.weights.items():
+            self._parameters[name].copy_(value)
+
+
+def _batch(memory, indices, reader, args, place: tuple[int, ...], accelerator) -> tuple[torch.Tensor, torch.Tensor]:
     """Return this process's share of some memories, augmented: (B, 3, H, W) and (B,)."""
     images, labels = memory.read(indices[accelerator.process_index :: accelerator.num_processes])
     pixel_values = reader.normalise(images).to(accelerator.device)
-    generator = seeded_generator(args.seed, *place, accelerator.process_index)
+    generator = seeded_generator(*place, accelerator.process_index)
     return augment(pixel_values, args.augmentation, args.crop_scale, generator), labels.to(accelerator.device)
 
 

@@ -1,5 +1,6 @@
 """consolidate: one sleep, in which memories of all classes are replayed into the network."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from .guard import StepGuard
 from .images import ImageReader
 from .memory import SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
-from .recall import update_recall
+from .recall import held_out_accuracy, update_recall
 from .replay import Replay
 from .training_args import ContinualTrainingArguments
 
@@ -26,12 +27,14 @@ class SleepReport:
         steps (`int`): Optimizer steps.
         images (`int`): Memories replayed, repetitions included.
         seconds (`float`): Wall-clock time, recall included.
-        loss (`float`): Mean total loss over the last tenth of the steps.
+        loss (`float`): Mean total loss of NREM over its last steps, a tenth as many as the sleep has.
         cross_entropy (`float`): Its part that classifies.
         distillation (`float`): Its part that distils, before weighting.
+        rem_loss (`float`): Mean loss of REM over its last steps; NaN without REM.
         recall_weight (`float`): Weight of recall in predictions from now on.
-        held_out_accuracy (`float`): Accuracy on the memories that were held out of this sleep (the wake of their task
-            has seen their images); NaN without such.
+        held_out_accuracy_before (`float`): Accuracy, before it, on the memories that are held out of this sleep (the
+            wake of their task has seen their images); NaN without such.
+        held_out_accuracy (`float`): The same after it.
     """
 
     steps: int
@@ -40,7 +43,9 @@ class SleepReport:
     loss: float
     cross_entropy: float
     distillation: float
+    rem_loss: float
     recall_weight: float
+    held_out_accuracy_before: float
     held_out_accuracy: float
 
     def to_dict(self) -> dict[str, float]:
@@ -55,7 +60,7 @@ def consolidate(
     args: ContinualTrainingArguments,
     *,
     teacher: WakeSleepForImageClassification | None = None,
-    task: int = 0,
+    place: tuple[int, ...] = (0,),
     accelerator: Accelerator | None = None,
     guard: StepGuard | None = None,
     state: dict | None = None,
@@ -63,9 +68,10 @@ def consolidate(
 ) -> SleepReport:
     """Sleep: replay memories of all classes into the network, then bring recall up to date.
 
-    The loss of a step is cross-entropy over all classes plus `distillation_weight` times the divergence from the
-    teacher on the classes that the teacher knows (Hinton et al. 2015). The number of steps is fixed, so a sleep costs
-    the same after every task.
+    A step is NREM or REM, in `sleep_cycles` cycles of which the last `rem_share` is REM. The loss in NREM is
+    cross-entropy over all classes plus `distillation_weight` times the divergence from the teacher on the classes that
+    the teacher knows (Hinton et al. 2015); in REM it is the cross-entropy of recombined memories. The number of steps
+    is fixed, so a sleep costs the same after every task. A nap is the steps alone; recall stays as it is.
 
     Args:
         model (`torch.nn.Module`): A [`WakeSleepForImageClassification`], bare or prepared by `accelerator`.
@@ -73,7 +79,8 @@ def consolidate(
         reader ([`ImageReader`]): Turns decoded images into the model's input.
         args ([`ContinualTrainingArguments`]): `sleep_*`, `distillation_*`, `augmentation`, `recall_weight`, ...
         teacher ([`WakeSleepForImageClassification`], *optional*): The network to stay close to.
-        task (`int`, defaults to 0): Number of the task, from 0; part of the seed.
+        place (`tuple[int, ...]`, defaults to `(0,)`): Number of the task, from 0, and for a nap the step of wake that
+            it falls on; part of the seed.
         accelerator (`Accelerator`, *optional*): Needed for several processes and for mixed precision.
         guard ([`StepGuard`], *optional*): Judges the loss of every step; made from `args` if missing.
         state (`dict`, *optional*): What [`Replay.state_dict`] returned at some step; with the weights of that step in
@@ -92,18 +99,22 @@ def consolidate(
         raise ValueError(
             "Sleep replays memories, but the memory is empty. Write a task first, or pass `sleep_steps=0`."
         )
-    start = time.perf_counter()
+    start, is_nap = time.perf_counter(), len(place) > 1
     accelerator = accelerator or Accelerator(cpu=model.device.type == "cpu")
     bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     bare.__dict__.pop("_is_accelerate_prepared", None)  # a wrapper of wake knows only what wake trained
     guard = guard or StepGuard(args, accelerator)
     with _memory_advice("`sleep_batch_size`", args.sleep_batch_size):
-        replay = Replay(bare, memory, reader, args, teacher=teacher, task=task, accelerator=accelerator, guard=guard)
+        replay = Replay(bare, memory, reader, args, teacher=teacher, place=place, accelerator=accelerator, guard=guard)
         if state is not None:
             replay.load_state_dict(state)
+    with _memory_advice("`per_device_eval_batch_size`", args.per_device_eval_batch_size):
+        if not (is_nap or replay.step):
+            replay.accuracy_before = held_out_accuracy(bare, memory, reader, args)
+    with _memory_advice("`sleep_batch_size`", args.sleep_batch_size):
         replay.run(on_step_end)
     with _memory_advice("`per_device_eval_batch_size`", args.per_device_eval_batch_size):
-        accuracy = update_recall(bare, memory, reader, args)
+        accuracy = math.nan if is_nap else update_recall(bare, memory, reader, args, place[0])
     loss, cross_entropy, distillation = replay.mean_losses()
     return SleepReport(
         steps=args.sleep_steps,
@@ -112,7 +123,9 @@ def consolidate(
         loss=loss,
         cross_entropy=cross_entropy,
         distillation=distillation,
+        rem_loss=replay.mean_losses("rem")[0],
         recall_weight=bare.config.recall_weight,
+        held_out_accuracy_before=replay.accuracy_before,
         held_out_accuracy=accuracy,
     )
 

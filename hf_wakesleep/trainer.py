@@ -1,5 +1,6 @@
 """ContinualTrainer: a Trainer that learns a stream of tasks, with a sleep after each."""
 
+import copy
 import math
 import time
 from pathlib import Path
@@ -81,7 +82,7 @@ class ContinualTrainer(ClassifierTrainer):
         self._teacher: WakeSleepForImageClassification | None = None
         self._sleep_state: dict | None = None
         self._micro_step = (0, 0)
-        self._seconds_asleep = 0.0
+        self._seconds_asleep = self._seconds_napping = 0.0
         self._is_inside_task = False
         super().__init__(model, args, processing_class, **kwargs)
         self.task_number = len(self.history)
@@ -216,8 +217,10 @@ class ContinualTrainer(ClassifierTrainer):
             num_eval_images=len(task.eval_dataset),
             untrained_accuracy=self.history.untrained.get(stage_name(number), math.nan),
         )
-        start, self._seconds_asleep = time.perf_counter(), 0.0
-        record.before_accuracy = self._write(number)
+        start, self._seconds_asleep, self._seconds_napping = time.perf_counter(), 0.0, 0.0
+        self._write(number, record)
+        if self.args.head_init == "recall":
+            self.model.head.start_from_recall(len(self.model.config.classes) - len(record.new_classes))
         self.guard.exit_if_asked()
         set_seed(self.args.seed + number)
         set_plasticity(self.model, self.args.wake_plasticity)
@@ -228,26 +231,40 @@ class ContinualTrainer(ClassifierTrainer):
             self._settle_recall()
         report = self._sleep_report
         record.sleep = report.to_dict() if report else {}
-        record.sleep_seconds, record.sleep_images = (report.seconds, report.images) if report else (0.0, 0)
-        record.wake_seconds = time.perf_counter() - start - self._seconds_asleep  # both of this call
+        record.sleep_seconds = self._seconds_napping + (report.seconds if report else 0.0)
+        record.sleep_images = self._num_replayed()
+        seconds = time.perf_counter() - start
+        record.wake_seconds = seconds - self._seconds_asleep - self._seconds_napping  # all of this call
         replayed = self.args.wake_replay and bool((self.memory.tasks != number).any())
         record.wake_images = round(self.state.epoch * len(task.train_dataset)) * (1 + replayed)
         self._finish(record)
         return output
 
-    def _write(self, number: int) -> float:
-        """Write a task into memory and recall, or load what came of it; return a[i-1][i] of forward transfer."""
+    def _write(self, number: int, record: TaskRecord) -> None:
+        """Write a task into memory and recall and measure before and after it, or load what came of it."""
         recall, folder = self.model.head.recall, self.checkpoints_folder
         if is_written(folder):
-            self.memory, score = load_written(folder, recall)
-            return score
-        is_probed = self.args.forward_transfer and number > 0
-        score = self._probe(self.tasks[number]) if is_probed else math.nan
+            self.memory, scores = load_written(folder, recall)
+            record.set_scores(scores)
+            return
+        if self.args.forward_transfer and number > 0:
+            record.before_accuracy = self._probe(self.tasks[number])
         self._wake_pass().write(self.train_dataset, self.memory, number)
+        if self.args.evaluate_recall:
+            weight, self.model.config.recall_weight = self.model.config.recall_weight, 1.0
+            record.recall_accuracy = self._accuracies("recall")
+            self.model.config.recall_weight = weight
         if self.args.save_strategy != "no" and self.args.should_save:
-            save_written(folder, self.memory, recall, score)
+            save_written(folder, self.memory, recall, record.scores())
         self.accelerator.wait_for_everyone()
-        return score
+
+    def _accuracies(self, prefix: str) -> list[float]:
+        """Evaluate on every task so far, NaN where its images are not at hand; log under the prefix."""
+        metrics = self.evaluate(metric_key_prefix=prefix)
+        return [
+            math.nan if task is None else metrics[f"{prefix}_{stage_name(number)}_accuracy"]
+            for number, task in enumerate(self.tasks[: self.task_number + 1])
+        ]
 
     def _begin(self, number: int) -> None:
         """Give the Trainer a fresh start on the grown model and the images of a task."""
@@ -305,7 +322,7 @@ class ContinualTrainer(ClassifierTrainer):
                 self.reader,
                 self.args,
                 teacher=self._teacher,
-                task=self.task_number,
+                place=(self.task_number,),
                 accelerator=self.accelerator,
                 guard=self.guard,
                 state=self._sleep_state,
@@ -313,6 +330,34 @@ class ContinualTrainer(ClassifierTrainer):
             )
             self.log({f"sleep_{name}": value for name, value in self._sleep_report.to_dict().items()})
         self._seconds_asleep = time.perf_counter() - start
+
+    def nap(self) -> None:
+        """Take `nap_steps` steps of sleep inside wake, whose optimizer goes on as if nothing had happened."""
+        start = time.perf_counter()
+        sleeper = type(self.model)(copy.deepcopy(self.model.config)).to(self.accelerator.device)
+        sleeper.load_state_dict(self.model.state_dict())
+        args = copy.copy(self.args)
+        args.sleep_steps = self.args.nap_steps
+        report = consolidate(
+            sleeper,
+            self.memory,
+            self.reader,
+            args,
+            teacher=self._teacher,
+            place=(self.task_number, self.state.global_step),
+            accelerator=self.accelerator,
+            guard=self.guard,
+        )
+        self.model.load_state_dict(sleeper.state_dict())
+        self._seconds_napping += time.perf_counter() - start
+        self.log({"nap_loss": report.loss})
+
+    def _num_replayed(self) -> int:
+        """Return how many memories the naps and the sleep of the task at hand have replayed."""
+        every = self.args.sleep_every_n_steps
+        naps = (self.state.max_steps - 1) // every if every else 0
+        asleep = self._sleep_report.images if self._sleep_report else 0
+        return asleep + naps * self.args.nap_steps * self.args.sleep_batch_size
 
     def _end_sleep_step(self, replay: Replay) -> None:
         """Save a checkpoint when it is time, and stop with one if a signal has asked to."""
@@ -324,7 +369,7 @@ class ContinualTrainer(ClassifierTrainer):
     def _settle_recall(self) -> None:
         """Settle how far recall can be trusted after a task without sleep."""
         if self.memory is not None and self.args.wake_plasticity == "full":
-            update_recall(self.model, self.memory, self.reader, self.args)
+            update_recall(self.model, self.memory, self.reader, self.args, self.task_number)
         elif self.args.recall_weight is not None:
             self.model.config.recall_weight = self.args.recall_weight
         elif self.args.wake_plasticity == "full":
@@ -334,11 +379,7 @@ class ContinualTrainer(ClassifierTrainer):
         """Evaluate, add to the history, and save the stage."""
         if self.accelerator.num_processes > 1:
             check_equal(self.accelerator, checksums(self.model, self.memory), f"after {self.task_name}")
-        metrics = self.evaluate()
-        record.accuracy = [
-            math.nan if task is None else metrics[f"eval_{stage_name(number)}_accuracy"]
-            for number, task in enumerate(self.tasks[: self.task_number + 1])
-        ]
+        record.accuracy = self._accuracies("eval")
         record.recall_weight = self.model.config.recall_weight
         statistics = self.model.head.recall.num_bytes
         if self.memory is None:

@@ -10,7 +10,25 @@ from .codecs import CODECS
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 MOST = 2**31 - 1
-WHOLE = {"sleep_steps": (0, MOST), "sleep_batch_size": (1, MOST), "per_device_train_batch_size": (1, MOST)}
+WHOLE = {
+    "sleep_steps": (0, MOST),
+    "sleep_batch_size": (1, MOST),
+    "sleep_cycles": (1, MOST),
+    "sleep_every_n_steps": (0, MOST),
+    "nap_steps": (1, MOST),
+    "alignment_steps": (0, MOST),
+    "per_device_train_batch_size": (1, MOST),
+}
+CHOICES = (
+    "augmentation",
+    "codec",
+    "head_init",
+    "non_finite_loss",
+    "recombination",
+    "sleep_lr_scheduler_type",
+    "sleep_plasticity",
+    "wake_plasticity",
+)
 NUMBERS = {
     "learning_rate": (lambda value: value >= 0, "at least 0"),
     "num_train_epochs": (lambda value: value >= 0, "at least 0"),
@@ -19,6 +37,8 @@ NUMBERS = {
     "distillation_weight": (lambda value: value >= 0, "at least 0"),
     "distillation_temperature": (lambda value: value > 0, "positive"),
     "backbone_learning_rate_ratio": (lambda value: value >= 0, "at least 0"),
+    "rem_share": (lambda value: 0 <= value <= 1, "in [0, 1]"),
+    "sleep_average": (lambda value: 0 <= value < 1, "in [0, 1)"),
     "crop_scale": (lambda value: 0 < value <= 1, "in (0, 1]"),
 }
 
@@ -70,6 +90,14 @@ class ContinualTrainingArguments(TrainingArguments):
             "choices": ["full", "head"],
         },
     )
+    head_init: str = field(
+        default="random",
+        metadata={
+            "help": "What the output units of new classes start from: 'random' weights, or 'recall', which answers "
+            "for them before any training.",
+            "choices": ["random", "recall"],
+        },
+    )
     wake_replay: bool = field(
         default=False,
         metadata={"help": "Add as many memories as there are images to every batch of wake (experience replay)."},
@@ -81,7 +109,46 @@ class ContinualTrainingArguments(TrainingArguments):
     sleep_batch_size: int = field(
         default=64, metadata={"help": "Memories in a batch of sleep, over all processes, balanced over classes."}
     )
+    sleep_cycles: int = field(default=1, metadata={"help": "NREM-REM cycles that the steps of a sleep are cut into."})
+    rem_share: float = field(
+        default=0.0,
+        metadata={"help": "Share of every cycle that is REM, in which memories are recombined; 0 for NREM alone."},
+    )
+    recombination: str = field(
+        default="mixup",
+        metadata={
+            "help": "What REM makes of two memories: 'mixup' (their weighted mean) or 'cutmix' (a part of one in the "
+            "other).",
+            "choices": ["mixup", "cutmix"],
+        },
+    )
+    alignment_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Steps at the end of each sleep in which the classifier alone is trained on feature vectors drawn "
+            "around the class means of recall."
+        },
+    )
+    sleep_every_n_steps: int = field(
+        default=0, metadata={"help": "Take a nap of `nap_steps` after so many steps of wake. 0 for no naps."}
+    )
+    nap_steps: int = field(default=20, metadata={"help": "Optimizer steps of a nap."})
     sleep_learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW in sleep."})
+    sleep_lr_scheduler_type: str = field(
+        default="cosine",
+        metadata={
+            "help": "Schedule of the learning rate in sleep, after a tenth of warm-up: 'cosine', or "
+            "'constant_with_warmup', which goes with `sleep_average`.",
+            "choices": ["cosine", "constant_with_warmup"],
+        },
+    )
+    sleep_average: float = field(
+        default=0.0,
+        metadata={
+            "help": "Decay of the moving average of the weights over the steps of a sleep, which they end it with. 0 "
+            "for the weights of the last step."
+        },
+    )
     sleep_plasticity: str = field(
         default="full",
         metadata={
@@ -126,6 +193,13 @@ class ContinualTrainingArguments(TrainingArguments):
         },
     )
     crop_scale: float = field(default=0.6, metadata={"help": "Smallest share of the area in a random resized crop."})
+    evaluate_recall: bool = field(
+        default=True,
+        metadata={
+            "help": "Evaluate recall alone once a task is in memory, before any training on it: one more pass over "
+            "the evaluation images."
+        },
+    )
     forward_transfer: bool = field(
         default=True,
         metadata={"help": "Measure forward transfer: two more forward passes over every task before it is trained."},
@@ -138,7 +212,7 @@ class ContinualTrainingArguments(TrainingArguments):
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
         self._check_numbers()
-        for name in ("codec", "wake_plasticity", "sleep_plasticity", "augmentation", "non_finite_loss"):
+        for name in CHOICES:
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in [*choices, *([None] if name == "codec" else [])]:
                 raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
@@ -151,10 +225,10 @@ class ContinualTrainingArguments(TrainingArguments):
                     f"`{name}` cannot be used: sleep follows the last step of wake, and every stage is evaluated. "
                     "Leave it out."
                 )
-        if self.memory_bytes == 0 and (self.sleep_steps or self.wake_replay):
+        if self.memory_bytes == 0 and (self.sleep_steps or self.wake_replay or self.sleep_every_n_steps):
             raise ValueError(
-                "Sleep and wake replay read from memory, but `memory_budget` is 0. Pass `sleep_steps=0` and "
-                "`wake_replay=False`, or a budget."
+                "Sleep and wake replay read from memory, but `memory_budget` is 0. Pass `sleep_steps=0`, "
+                "`sleep_every_n_steps=0` and `wake_replay=False`, or a budget."
             )
 
     def _check_numbers(self) -> None:

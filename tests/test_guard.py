@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def test_a_loss_asleep_that_is_not_finite_stops_or_is_skipped(asleep, make_args,
     model, memory, reader = asleep
     _break_asleep(monkeypatch, at=9)
     with pytest.raises(FloatingPointError, match=r"step 10 of the sleep after task 3 .* `non_finite_loss='skip'`"):
-        consolidate(model, memory, reader, make_args(sleep_steps=10), task=2)
+        consolidate(model, memory, reader, make_args(sleep_steps=10), place=(2,))
     report = consolidate(model, memory, reader, make_args(sleep_steps=10, non_finite_loss="skip"))
     assert all(value.isfinite().all() for value in model.state_dict().values())
     assert math.isnan(report.loss)  # of the last tenth of the steps, which is the one that was skipped
@@ -107,7 +108,7 @@ def test_a_loss_asleep_that_is_not_finite_stops_or_is_skipped(asleep, make_args,
 
 def test_a_sleep_left_and_gone_on_with_ends_the_same_without_a_trainer(asleep, make_args, make_model):  # noqa: F811
     model, memory, reader = asleep
-    args = make_args(sleep_steps=10, augmentation="crop")
+    args = make_args(sleep_steps=10, augmentation="crop", sleep_average=0.8, sleep_cycles=2, rem_share=0.5)
     saved = {}
 
     def save(replay):
@@ -122,10 +123,10 @@ def test_a_sleep_left_and_gone_on_with_ends_the_same_without_a_trainer(asleep, m
     twin.load_state_dict(saved["weights"])
     report = consolidate(twin, memory, reader, args, state=saved["state"])
     assert equal_states(model, twin)
-    assert {**report.to_dict(), "seconds": 0} == {**whole.to_dict(), "seconds": 0}
+    assert repr(replace(report, seconds=0)) == repr(replace(whole, seconds=0))
 
 
-@pytest.mark.parametrize(("call", "name"), [(1, "sleep_batch_size"), (11, "per_device_eval_batch_size")])
+@pytest.mark.parametrize(("call", "name"), [(6, "sleep_batch_size"), (16, "per_device_eval_batch_size")])
 def test_too_little_memory_to_sleep_says_what_to_lower(asleep, make_args, call, name):  # noqa: F811
     model, memory, reader = asleep
     calls = iter(range(1, 10**6))
@@ -135,7 +136,7 @@ def test_too_little_memory_to_sleep_says_what_to_lower(asleep, make_args, call, 
             torch.empty(2**55, dtype=torch.uint8)
 
     model.backbone.register_forward_pre_hook(demand)
-    with pytest.raises(MemoryError, match=f"`{name}` {16 if call == 1 else 8}.* Lower it"):
+    with pytest.raises(MemoryError, match=f"`{name}` {16 if call == 6 else 8}.* Lower it"):
         consolidate(model, memory, reader, make_args(sleep_steps=10))
 
 

@@ -1,5 +1,7 @@
 """SemiParametricHead: growth, and recall against a slow obvious reference."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
@@ -137,3 +139,44 @@ def test_logits_are_the_log_of_the_mix_of_both_softmaxes(weight):
     expected = (1 - weight) * classifier_logits.softmax(dim=-1) + weight * recall_logits.softmax(dim=-1)
     torch.testing.assert_close(logits.exp(), expected)
     assert not logits.isnan().any()
+
+
+@pytest.mark.parametrize("classifier", ["linear", "cosine"])
+def test_new_units_that_start_from_recall_answer_as_recall_does(classifier):
+    head = make_head(classifier=classifier)
+    features, labels = features_and_labels(classes=3)
+    head.recall.update(features, labels)
+    if classifier == "cosine":
+        torch.nn.init.constant_(head.classifier.scale, 16.0)
+    head.start_from_recall(0)
+    answers = head.classifier(features).argmax(dim=-1)
+    assert (answers == labels).float().mean() > 0.8
+    if classifier == "linear":
+        assert torch.equal(answers, head.recall(features).argmax(dim=-1))
+
+
+def test_new_units_join_the_old_ones_on_their_own_scale():
+    """A classifier that is recall times three, shifted alike in all classes, goes on so."""
+    features, labels = features_and_labels(classes=4)
+    head = make_head()
+    head.grow(1)
+    head.recall.update(features, labels)
+    weights, biases = head.recall.solve()
+    shift = torch.randn(D)
+    with torch.no_grad():
+        head.classifier.weight.copy_(3 * weights + shift)
+        head.classifier.bias.copy_(3 * biases + 0.7)
+        expected = copy.deepcopy(head.classifier.state_dict())
+        head.classifier.weight[3], head.classifier.bias[3] = 0.0, 0.0
+    head.start_from_recall(3)
+    torch.testing.assert_close(head.classifier.weight, expected["weight"], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(head.classifier.bias, expected["bias"], rtol=1e-3, atol=1e-3)
+
+
+def test_units_of_classes_without_statistics_stay_as_they_are():
+    head = make_head()
+    features, labels = features_and_labels(classes=2)
+    head.recall.update(features, labels)
+    before = head.classifier.weight[2].clone()
+    head.start_from_recall(0)
+    assert torch.equal(head.classifier.weight[2], before)

@@ -50,6 +50,7 @@ ORDER = [
     "wake",
     "guard",
     "plasticity",
+    "recombination",
     "recall",
     "replay",
     "sleep",

@@ -38,7 +38,9 @@ def test_the_same_sleep_gives_the_same_weights(asleep, make_args):
     twin = copy.deepcopy(model)
     for sleeper in (model, twin):
         torch.manual_seed(0)
-        consolidate(sleeper, memory, reader, make_args(augmentation="crop-flip"), teacher=snapshot(sleeper), task=3)
+        consolidate(
+            sleeper, memory, reader, make_args(augmentation="crop-flip"), teacher=snapshot(sleeper), place=(3,)
+        )
     assert equal_states(model, twin)
 
 
@@ -97,6 +99,7 @@ def test_held_out_memories_are_never_replayed(asleep, make_args, monkeypatch):
     from hf_wakesleep import sleep
 
     monkeypatch.setattr(sleep, "update_recall", lambda *args: 0.5)
+    monkeypatch.setattr(sleep, "held_out_accuracy", lambda *args: 0.5)
     consolidate(model, memory, reader, make_args(sleep_steps=40, sleep_batch_size=64))
     assert len(seen) > 300
     assert not seen & set(np.flatnonzero(held_out(memory.labels)).tolist())
@@ -108,3 +111,25 @@ def _spy(read, seen):
         return read(self, indices)
 
     return reading
+
+
+def test_a_sleep_can_end_with_the_average_of_its_weights(asleep, make_args):
+    model, memory, reader = asleep
+    twin = copy.deepcopy(model)
+    seen = []
+    args = make_args(sleep_steps=6, sleep_average=0.5)
+    consolidate(
+        model,
+        memory,
+        reader,
+        args,
+        on_step_end=lambda replay: seen.append(copy.deepcopy(dict(replay.bare.named_parameters()))),
+    )
+    expected = seen[0]
+    for step, weights in enumerate(seen[1:], start=1):
+        decay = min(0.5, (step + 1) / (step + 10))
+        expected = {name: decay * value + (1 - decay) * weights[name] for name, value in expected.items()}
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(value, expected[name])
+    consolidate(twin, memory, reader, make_args(sleep_steps=6))
+    assert not equal_states(model, twin)

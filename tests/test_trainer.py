@@ -514,3 +514,34 @@ def test_a_processor_of_another_size_is_refused(make_trainer, make_model, make_a
     processor = make_trainer().processing_class.__class__(size={"height": 16, "width": 16})
     with pytest.raises(ValueError, match="square images of 8 pixels, .* got 16 x 16"):
         ContinualTrainer(model=make_model(), args=make_args(), stream=make_stream(), processing_class=processor)
+
+
+def test_recall_answers_for_a_task_before_any_training_on_it(make_trainer):
+    trainer = make_trainer(head_init="recall", num_train_epochs=0, sleep_steps=0, wake_plasticity="head")
+    trainer.train()
+    records = trainer.history.records
+    assert [len(record.recall_accuracy) for record in records] == [1, 2]
+    assert records[1].recall_accuracy[1] > 0.6
+    assert "recall alone" in trainer.history.table()
+    trainer = make_trainer(output_dir="without", evaluate_recall=False)
+    trainer.train()
+    assert [record.recall_accuracy for record in trainer.history.records] == [[], []]
+
+
+def test_naps_inside_wake_are_counted_change_the_end_and_survive_a_stop(make_trainer):
+    settings = {"sleep_every_n_steps": 3, "nap_steps": 2, "save_strategy": "steps", "save_steps": 4}
+    whole = make_trainer(output_dir="whole", **settings)
+    whole.train()
+    steps = math.ceil(200 / 32)
+    naps = (steps - 1) // 3
+    assert whole.history.records[0].sleep_images == (5 + naps * 2) * 16
+    without = make_trainer(output_dir="without")
+    without.train()
+    assert not equal_states(whole.model, without.model)
+    stopped = make_trainer(output_dir="stopped", **settings)
+    stopped.add_callback(StopAt(stopped, 1, 5))
+    with pytest.raises(StopError):
+        stopped.train()
+    resumed = make_trainer(output_dir="stopped", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_end(whole, resumed)
