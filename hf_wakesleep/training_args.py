@@ -1,14 +1,13 @@
 """ContinualTrainingArguments: TrainingArguments plus what wake, sleep and memory need."""
 
 import math
-import re
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from .budget import parse_bytes
 from .codecs import CODECS
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 MOST = 2**31 - 1
 WHOLE = {"sleep_steps": (0, MOST), "sleep_batch_size": (1, MOST), "per_device_train_batch_size": (1, MOST)}
 NUMBERS = {
@@ -21,20 +20,6 @@ NUMBERS = {
     "backbone_learning_rate_ratio": (lambda value: value >= 0, "at least 0"),
     "crop_scale": (lambda value: 0 < value <= 1, "in (0, 1]"),
 }
-
-
-def parse_bytes(size: str | int | None) -> int | None:
-    """Return a number of bytes from `"20MB"`, `"512KB"`, `"1GiB"` or a plain number; `None` stays `None`.
-
-    Raises:
-        ValueError: If it is not a size.
-    """
-    if size is None:
-        return None
-    match = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([KMG]?I?B?)\s*", str(size).upper())
-    if match is None or match[2] not in _UNITS or 0 < float(match[1]) * _UNITS[match[2]] < 1:
-        raise ValueError(f"Expected a size such as '20MB', '512KB' or 1000000 (bytes), got {size!r}.")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 @dataclass
