@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Features, Value
 
+from .budget import ranks_within
+
 INDEX_BYTES = 8  # per code: its length, label and task
 
 
@@ -66,12 +68,24 @@ class CodeTable:
         """Return the rows at some positions."""
         return CodeTable(self.codes.take(pa.array(rows, pa.int64())), self.labels[rows], self.tasks[rows])
 
-    def order(self) -> np.ndarray:
-        """Return the positions of codes by class and, within a class, by a digest; int64 of shape (M,)."""
-        return np.lexsort((self._digests(), self.labels)).astype(np.int64)
+    def turns(self) -> np.ndarray:
+        """Return how many codes of the same class and task stand before each, int64 of shape (M,)."""
+        groups = self.labels * (int(self.tasks.max(initial=0)) + 1) + self.tasks  # (M,)
+        order = np.argsort(groups, kind="stable")
+        turns = np.zeros(len(self), dtype=np.int64)
+        turns[order] = ranks_within(groups[order])
+        return turns
 
-    def _digests(self) -> np.ndarray:
-        """Return 64 bits of a digest of every code, (M,)."""
+    def order(self, turns: np.ndarray) -> np.ndarray:
+        """Return the positions of codes by class and, within a class, by turns of its tasks; int64 of shape (M,)."""
+        return np.lexsort((self.tasks, turns, self.labels))
+
+    def is_ordered(self) -> bool:
+        """Whether the codes stand by class and, within a class, in turns of its tasks."""
+        return bool((self.order(self.turns()) == np.arange(len(self))).all())
+
+    def digests(self) -> np.ndarray:
+        """Return 64 bits of a digest of every code, unsigned, of shape (M,)."""
         content, digests = memoryview(self.codes.buffers()[2] or b""), bytearray()
         for start, end in pairwise(self._ends().tolist()) if len(self) else ():
             digests += hashlib.blake2b(content[start:end], digest_size=8).digest()

@@ -20,9 +20,10 @@ from .memory_files import MemoryFiles, file_bytes
 class SemiParametricMemory:
     """Codes of images, balanced over classes and never above the budget.
 
-    Codes stand ordered by class and, within a class, by a digest of their bytes. When the budget is full every class
-    keeps the first of its codes in that order, which is a uniform sample of all its images whatever the order they
-    came in (reservoir sampling without a random state).
+    Codes stand ordered by class and, within a class, in turns of its tasks, the most useful code of each task first.
+    When the budget is full every class keeps the first of its codes in that order. Without ranks, codes of a task are
+    ordered by a digest of their bytes, so that the first are a uniform sample whatever the order they came in
+    (reservoir sampling without a random state).
 
     Args:
         codec ([`Codec`]): Turns images into codes and back.
@@ -79,7 +80,7 @@ class SemiParametricMemory:
         before = self.classes, self.statistics_bytes
         self.classes, self.statistics_bytes = self.classes + list(classes), statistics_bytes
         try:
-            self._set(self._table)
+            self._set(self._table, np.arange(len(self)))
         except ValueError:
             self.classes, self.statistics_bytes = before
             raise
@@ -92,22 +93,26 @@ class SemiParametricMemory:
         """
         before, self.budget = self.budget, budget
         try:
-            self._set(self._table)
+            self._set(self._table, np.arange(len(self)))
         except ValueError:
             self.budget = before
             raise
 
-    def write(self, codes: Sequence[bytes], labels: Sequence[int], task: int) -> None:
+    def write(
+        self, codes: Sequence[bytes], labels: Sequence[int], task: int, ranks: Sequence[int] | None = None
+    ) -> None:
         """Add codes of one task, then shrink all classes alike until the budget holds.
 
         Args:
             codes (`Sequence[bytes]`): What `codec.encode` returned.
             labels (`Sequence[int]`): Their classes, as positions in `classes`.
             task (`int`): Number of the task, from 0.
+            ranks (`Sequence[int]`, *optional*): How soon codes of a class are worth keeping, 0 for the first, such as
+                [`herding_ranks`] returns. By a digest of their bytes if missing.
 
         Raises:
-            ValueError: If a label is unknown, or the budget cannot hold one code of every class; the memory stays as
-                it was.
+            ValueError: If a label is unknown, a rank is missing, or the budget cannot hold one code of every class;
+                the memory stays as it was.
         """
         labels = np.asarray(labels, dtype=np.int64)
         if len(codes) != len(labels) or (len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes)):
@@ -115,7 +120,13 @@ class SemiParametricMemory:
                 f"Expected one label in 0..{len(self.classes) - 1} per code, got {len(codes)} codes and labels "
                 f"{sorted(set(labels.tolist()))}. Add the classes first."
             )
-        self._set(self._table.followed_by(CodeTable.of(codes, labels, task)))
+        new = CodeTable.of(codes, labels, task)
+        ranks = new.digests() if ranks is None else np.asarray(ranks)
+        if len(ranks) != len(codes):
+            raise ValueError(f"Expected one rank per code, got {len(codes)} codes and {len(ranks)} ranks.")
+        new = new.take(np.lexsort((ranks, labels)))
+        table = self._table.followed_by(new)
+        self._set(table, table.order(np.concatenate([self._table.turns(), new.turns()])))
 
     def codes(self, indices: Sequence[int] | np.ndarray) -> list[bytes]:
         """Return the codes at some positions in 0..M-1."""
@@ -186,9 +197,8 @@ class SemiParametricMemory:
             folder = Path(snapshot_download(name_or_path, allow_patterns=[DIGESTS_NAME, "memory/*"], **kwargs))
         return cls.load(folder / "memory")
 
-    def _set(self, table: CodeTable) -> None:
-        """Order codes, drop what the budget does not hold, and make the rest the content of the memory."""
-        order = table.order()
+    def _set(self, table: CodeTable, order: np.ndarray) -> None:
+        """Drop what the budget does not hold of a table in some order, and make the rest the content of the memory."""
         if self.budget is not None:
             room = self.budget - file_bytes(self.classes) - self.codec.num_bytes - self.statistics_bytes
             order = order[fitting(table.labels[order], table.sizes[order] + INDEX_BYTES, room, self.budget)]

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
@@ -100,8 +99,8 @@ class MemoryFiles:
         labels, tasks = self.table.labels, self.table.tasks
         if len(labels) and not (0 <= labels.min() <= labels.max() < len(self.classes) and tasks.min() >= 0):
             raise ValueError(f"labels in 0..{len(self.classes) - 1} and tasks from 0 expected, got others")
-        if not np.array_equal(self.table.order(), np.arange(len(labels))):
-            raise ValueError("codes in the order of their classes and digests expected, got another order")
+        if not self.table.is_ordered():
+            raise ValueError("codes by class, in turns of its tasks, expected, got another order")
         size = int(self.table.sizes.sum()) + INDEX_BYTES * len(self.table)
         if self.budget is not None and size > self.budget:
             raise ValueError(f"at most {self.budget:,} bytes of codes expected, got {size:,}")

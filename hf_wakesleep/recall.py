@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from .budget import ranks_within
 from .images import ImageReader
 from .memory import SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
@@ -15,15 +16,17 @@ from .training_args import ContinualTrainingArguments
 HOLD_OUT_EVERY = 10  # one memory in ten of each class sets the weight of recall and is not replayed
 
 
-def held_out(labels: np.ndarray) -> np.ndarray:
-    """Return which memories take no part in replay: every tenth of its class; bool of shape (M,).
+def held_out(labels: np.ndarray, tasks: np.ndarray) -> np.ndarray:
+    """Return which memories take no part in replay: every tenth of its class, task by task; bool of shape (M,).
 
     Args:
-        labels (`numpy.ndarray` of shape `(M,)`): Sorted labels of all memories.
+        labels (`numpy.ndarray` of shape `(M,)`): Labels of all memories.
+        tasks (`numpy.ndarray` of shape `(M,)`): Their tasks, which take turns in memory.
     """
-    starts = np.flatnonzero(np.diff(labels, prepend=-1))
-    rank = np.arange(len(labels)) - np.repeat(starts, np.diff(starts, append=len(labels)))  # (M,) within its class
-    return rank % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1
+    order = np.lexsort((tasks, labels))  # stable
+    is_held_out = np.zeros(len(labels), dtype=bool)
+    is_held_out[order] = ranks_within(labels[order]) % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1
+    return is_held_out
 
 
 def update_recall(
@@ -52,7 +55,7 @@ def update_recall(
     was_training = model.training
     model.eval()
     kept_back, accuracy = [], float("nan")
-    is_held_out = held_out(memory.labels)
+    is_held_out = held_out(memory.labels, memory.tasks)
     batches = _batches(memory, args.per_device_eval_batch_size)
     for indices in tqdm(batches, desc="sleep: recall", disable=not args.shows_progress, leave=False):
         images, labels = memory.read(indices)

@@ -50,7 +50,7 @@ class Replay:
         self.step, self.seconds_before = 0, 0.0
         self._start = time.perf_counter()
         self._losses: list[tuple[float, float, float]] = []  # total, cross-entropy, distillation of the last steps
-        self._replayed = memory.balanced(np.flatnonzero(~held_out(memory.labels)))
+        self._replayed = memory.balanced(np.flatnonzero(~held_out(memory.labels, memory.tasks)))
 
     def run(self, on_step_end: Callable[["Replay"], object] | None = None) -> None:
         """Do the steps that are left, and call `on_step_end` after each."""

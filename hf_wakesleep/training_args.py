@@ -9,6 +9,14 @@ from .budget import parse_bytes
 from .codecs import CODECS
 
 MOST = 2**31 - 1
+CHOICES = (
+    "codec",
+    "memory_selection",
+    "wake_plasticity",
+    "sleep_plasticity",
+    "augmentation",
+    "non_finite_loss",
+)
 WHOLE = {"sleep_steps": (0, MOST), "sleep_batch_size": (1, MOST), "per_device_train_batch_size": (1, MOST)}
 NUMBERS = {
     "learning_rate": (lambda value: value >= 0, "at least 0"),
@@ -47,6 +55,14 @@ class ContinualTrainingArguments(TrainingArguments):
     )
     codec_quality: int | None = field(
         default=None, metadata={"help": "Quality of the codec, 0..100, if it has one. Its own by default."}
+    )
+    memory_selection: str = field(
+        default="reservoir",
+        metadata={
+            "help": "Which images of a class are kept when the memory is full: 'reservoir' (a uniform sample) or "
+            "'herding' (those whose features together are nearest to the mean of all).",
+            "choices": ["herding", "reservoir"],
+        },
     )
     wake_plasticity: str = field(
         default="full",
@@ -123,7 +139,14 @@ class ContinualTrainingArguments(TrainingArguments):
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
         self._check_numbers()
-        for name in ("codec", "wake_plasticity", "sleep_plasticity", "augmentation", "non_finite_loss"):
+        for name in (
+            "codec",
+            "memory_selection",
+            "wake_plasticity",
+            "sleep_plasticity",
+            "augmentation",
+            "non_finite_loss",
+        ):
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in [*choices, *([None] if name == "codec" else [])]:
                 raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")

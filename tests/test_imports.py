@@ -33,6 +33,7 @@ ORDER = [
     "balance",
     "budget",
     "code_table",
+    "herding",
     "memory_files",
     "memory",
     "labels",
