@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .codec_training import CodecTraining
     from .digests_wakesleep import check_digests
     from .head_wakesleep import SemiParametricHead
+    from .herding import herding_ranks
     from .history import History
     from .hub import publish_stage, push_card, push_pending
     from .learned_codec import LearnedCodec
@@ -38,6 +39,7 @@ _MODULES = {
     "codec_training": ["CodecTraining"],
     "digests_wakesleep": ["check_digests"],
     "head_wakesleep": ["SemiParametricHead"],
+    "herding": ["herding_ranks"],
     "history": ["History"],
     "hub": ["publish_stage", "push_card", "push_pending"],
     "learned_codec": ["LearnedCodec"],
@@ -78,6 +80,7 @@ __all__ = [
     "check_digests",
     "collect_facts",
     "consolidate",
+    "herding_ranks",
     "publish_stage",
     "push_card",
     "push_pending",
