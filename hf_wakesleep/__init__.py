@@ -9,16 +9,18 @@ from .configuration_wakesleep import WakeSleepConfig
 from .modeling_wakesleep import WakeSleepForImageClassification
 
 if TYPE_CHECKING:
+    from .budget import MemoryBytes
     from .callbacks import SleepCallback
     from .codec import Codec, CodecError, RawCodec, WebPCodec
     from .codec_networks import LearnedNetworks
     from .codec_training import CodecTraining
     from .digests_wakesleep import check_digests
     from .head_wakesleep import SemiParametricHead
+    from .herding import herding_ranks
     from .history import History
     from .hub import publish_stage, push_card, push_pending
     from .learned_codec import LearnedCodec
-    from .memory import MemoryBytes, SemiParametricMemory
+    from .memory import SemiParametricMemory
     from .model_card import CardFacts, collect_facts, render_model_card
     from .modeling_wakesleep import WakeSleepOutput
     from .sleep import SleepReport, consolidate
@@ -30,16 +32,18 @@ __version__ = "0.1.0"
 
 # Imported on first use: a program that only predicts does not pay for the Trainer, datasets and matplotlib.
 _MODULES = {
+    "budget": ["MemoryBytes"],
     "callbacks": ["SleepCallback"],
     "codec": ["Codec", "CodecError", "RawCodec", "WebPCodec"],
     "codec_networks": ["LearnedNetworks"],
     "codec_training": ["CodecTraining"],
     "digests_wakesleep": ["check_digests"],
     "head_wakesleep": ["SemiParametricHead"],
+    "herding": ["herding_ranks"],
     "history": ["History"],
     "hub": ["publish_stage", "push_card", "push_pending"],
     "learned_codec": ["LearnedCodec"],
-    "memory": ["MemoryBytes", "SemiParametricMemory"],
+    "memory": ["SemiParametricMemory"],
     "model_card": ["CardFacts", "collect_facts", "render_model_card"],
     "modeling_wakesleep": ["WakeSleepOutput"],
     "sleep": ["SleepReport", "consolidate"],
@@ -76,6 +80,7 @@ __all__ = [
     "check_digests",
     "collect_facts",
     "consolidate",
+    "herding_ranks",
     "publish_stage",
     "push_card",
     "push_pending",

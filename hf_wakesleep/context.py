@@ -6,9 +6,8 @@ the coarser latents of its place. All latents of a pass are independent given th
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -26,14 +25,14 @@ _WIDTH = 64
 
 @dataclass(frozen=True)
 class Pass:
-    """Latents that are coded together: channels `start` to `stop` at the places (h, w) of one phase.
+    """Latents that are coded together: channels `start` to `stop` at the places of one phase.
 
     Args:
         group (`int`): Number of the group.
         start (`int`): First channel.
         stop (`int`): One after the last channel.
         known (`torch.Tensor`): Whether the group is coded at a place before this pass, float of shape (h, w).
-        places (`torch.Tensor`): Places of this pass, bool of shape (h, w).
+        places (`torch.Tensor`): Places of this pass, positions in h * w, int64 of shape (P,).
     """
 
     group: int
@@ -43,17 +42,20 @@ class Pass:
     places: torch.Tensor
 
 
-def passes(height: int, width: int) -> Iterator[Pass]:
-    """Yield all passes over latents of `height` x `width` blocks, in the order of coding; none is empty."""
+@lru_cache(maxsize=64)
+def passes(height: int, width: int) -> tuple[Pass, ...]:
+    """Return all passes over latents of `height` x `width` blocks, in the order of coding; none is empty."""
     row, column = torch.arange(height)[:, None] % 2, torch.arange(width)[None] % 2
     in_three = torch.where(row != column, 2, row)  # (h, w): even corners, odd corners, then all between
-    stop = 0
+    stop, found = 0, []
     for group, (size, count) in enumerate(zip(GROUP_SIZES, _PHASES, strict=True)):
         start, stop = stop, stop + size
         phases = in_three if count == 3 else (in_three == 2).long()
         for phase in range(count):
-            if (phases == phase).any():
-                yield Pass(group, start, stop, (phases < phase).float(), phases == phase)
+            places = (phases == phase).flatten().nonzero().flatten()
+            if len(places):
+                found.append(Pass(group, start, stop, (phases < phase).float(), places))
+    return tuple(found)
 
 
 class ContextModel(nn.Module):
@@ -74,7 +76,7 @@ class ContextModel(nn.Module):
             self.nets.append(net)
 
     def expect(self, latents: torch.Tensor, index: torch.Tensor, one: Pass) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the means, and the scales in steps, that a pass expects everywhere.
+        """Return the means, and the scales in steps, that a pass expects at its places.
 
         Args:
             latents (`torch.Tensor` of shape `(B, LATENTS, h, w)`): Quantised; only what was coded before is looked at.
@@ -82,26 +84,25 @@ class ContextModel(nn.Module):
             one ([`Pass`]): The pass.
 
         Returns:
-            `tuple`: Both real-valued, of shape (B, group size, h, w).
+            `tuple`: Both real-valued, of shape (B, group size, P).
         """
         latents = latents / 4
         known = one.known.to(latents).expand(len(latents), 1, -1, -1)
         seen = [latents[:, : one.start], latents[:, one.start : one.stop] * known, step_plane(index, latents), known]
         look, mix, tell = self.nets[one.group]
-        x = activate(look(torch.cat(seen, dim=1)), mix.is_rounded)
-        mean, scale = tell(activate(mix(x), tell.is_rounded)).chunk(2, dim=1)
+        x = look(torch.cat(seen, dim=1)).flatten(2).index_select(2, one.places)[..., None]  # (B, _WIDTH, P, 1)
+        x = mix(activate(x, mix.is_rounded))
+        mean, scale = tell(activate(x, tell.is_rounded)).squeeze(3).chunk(2, dim=1)
         return mean, scale
 
     def forward(self, latents: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return means and scales of all passes, each (B, LATENTS, h, w), given all latents."""
-        expected = []
-        for _, group in groupby(passes(*latents.shape[2:]), key=lambda one: one.group):
-            mean_and_scale = (
-                torch.cat(self.expect(latents, index, one), dim=1) * one.places.to(latents) for one in group
-            )
-            expected.append(sum(mean_and_scale).chunk(2, dim=1))
-        means, scales = zip(*expected, strict=True)
-        return torch.cat(means, dim=1), torch.cat(scales, dim=1)
+        means, scales = (latents.new_zeros(latents.shape).flatten(2) for _ in range(2))
+        for one in passes(*latents.shape[2:]):
+            mean, scale = self.expect(latents, index, one)
+            means[:, one.start : one.stop, one.places] = mean
+            scales[:, one.start : one.stop, one.places] = scale
+        return means.view_as(latents), scales.view_as(latents)
 
 
 def logistic_bits(latents: torch.Tensor, means: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,8 @@ A latent is told as its distance from the nearest whole number to its mean: is i
 is its magnitude above 1, above 2, ... The range coder is `constriction`'s (Bamler 2022).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import constriction
 import numpy as np
@@ -71,6 +72,10 @@ class BinaryTables:
             tables[name] = got.numpy()
         return cls(**tables)
 
+    def probabilities(self) -> "BinaryTables":
+        """Return the same tables as float64 in (0, 1)."""
+        return BinaryTables(*(table / ONE for table in (self.differs, self.agrees, self.exceeds)))
+
     def pack(self) -> dict[str, torch.Tensor]:
         """Return the tables as int32 tensors."""
         return {name: torch.from_numpy(table) for name, table in vars(self).items()}
@@ -102,7 +107,8 @@ class Contexts:
         offset = means - self.nearest * MEAN_STEPS  # (B, N) in -MEAN_STEPS / 2 .. MEAN_STEPS / 2 - 1
         self.side = np.where(offset < 0, -1, 1)
         self.scales, self.offsets = scales, np.abs(offset)
-        self.is_coded = tables.differs[self.scales, self.offsets] >= SURE  # (B, N)
+        self.places = scales * OFFSETS + self.offsets  # (B, N) in a table of scales and offsets
+        self.is_coded = (tables.differs >= SURE).take(self.places)  # (B, N)
 
     def decisions(self, latents: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return for latents (B, N) whether they differ, whether they agree, and their distance."""
@@ -119,31 +125,32 @@ class Writer:
     """
 
     def __init__(self, size: int, tables: BinaryTables):
-        self.tables = tables
+        self._probabilities = tables.probabilities()
         self._encoders = [constriction.stream.queue.RangeEncoder() for _ in range(size)]
 
     def code(self, contexts: Contexts, latents: np.ndarray) -> np.ndarray:
         """Encode latents (B, N) and return them as they will be decoded: those that are not coded as expected."""
         latents = np.where(contexts.is_coded, latents, contexts.nearest)
-        differs, agrees, distance = contexts.decisions(latents)
-        self._encode(contexts.is_coded, differs, self.tables.differs[contexts.scales, contexts.offsets])
-        self._encode(differs, agrees, self.tables.agrees[contexts.scales, contexts.offsets])
-        active, level = differs, 1
-        while active.any():
+        differs, agrees, distance = (values.ravel() for values in contexts.decisions(latents))
+        active, scales = np.flatnonzero(contexts.is_coded), contexts.scales.ravel()
+        probabilities, width = self._probabilities, latents.shape[1]
+        self._encode(active, width, differs, probabilities.differs.take(contexts.places.ravel()[active]))
+        active, level = active[differs[active]], 1
+        self._encode(active, width, agrees, probabilities.agrees.take(contexts.places.ravel()[active]))
+        while len(active):
             exceeds = distance > level
-            self._encode(active, exceeds, self.tables.exceeds[contexts.scales, min(level, LEVELS) - 1])
-            active, level = active & exceeds, level + 1
+            self._encode(active, width, exceeds, probabilities.exceeds[scales[active], min(level, LEVELS) - 1])
+            active, level = active[exceeds[active]], level + 1
         return latents
 
     def finish(self) -> list[bytes]:
         """Return the bytes of every image."""
         return [_shortest(encoder) for encoder in self._encoders]
 
-    def _encode(self, active: np.ndarray, outcomes: np.ndarray, table: np.ndarray) -> None:
-        for row in np.flatnonzero(active.any(axis=1)):
-            chosen = active[row]
-            symbols = outcomes[row][chosen].astype(np.int32)
-            self._encoders[row].encode(symbols, _BERNOULLI, table[row][chosen] / ONE)
+    def _encode(self, active: np.ndarray, width: int, outcomes: np.ndarray, probabilities: np.ndarray) -> None:
+        symbols = outcomes[active].astype(np.int32)
+        for row, part in _rows(active, width, len(self._encoders)):
+            self._encoders[row].encode(symbols[part], _BERNOULLI, probabilities[part])
 
 
 class Reader:
@@ -155,7 +162,7 @@ class Reader:
     """
 
     def __init__(self, payloads: Sequence[bytes], tables: BinaryTables):
-        self.tables = tables
+        self._probabilities = tables.probabilities()
         words = [np.frombuffer(payload + bytes(-len(payload) % 4), dtype=">u4") for payload in payloads]
         self._decoders = [constriction.stream.queue.RangeDecoder(word.astype(np.uint32)) for word in words]
 
@@ -165,23 +172,36 @@ class Reader:
         Raises:
             CodecError: If a payload is not what a writer wrote.
         """
-        differs = self._decode(contexts.is_coded, self.tables.differs[contexts.scales, contexts.offsets])
-        agrees = self._decode(differs, self.tables.agrees[contexts.scales, contexts.offsets])
-        distance = differs.astype(np.int64)
-        active, level = differs, 1
-        while active.any():
-            active = self._decode(active, self.tables.exceeds[contexts.scales, min(level, LEVELS) - 1])
-            distance, level = distance + active, level + 1
+        active, scales = np.flatnonzero(contexts.is_coded), contexts.scales.ravel()
+        probabilities, width = self._probabilities, contexts.nearest.shape[1]
+        differs = self._decode(active, width, probabilities.differs.take(contexts.places.ravel()[active]))
+        different = active = active[differs]
+        agrees = self._decode(active, width, probabilities.agrees.take(contexts.places.ravel()[active]))
+        distance, level = np.zeros(contexts.nearest.size, dtype=np.int64), 1
+        while len(active):
+            distance[active] = level
+            exceeds = self._decode(active, width, probabilities.exceeds[scales[active], min(level, LEVELS) - 1])
+            active, level = active[exceeds], level + 1
             if level > _MAGNITUDE_MAX:
                 raise CodecError("Expected a code of the learned codec, got bytes that do not decode.")
-        return contexts.nearest + distance * np.where(agrees, contexts.side, -contexts.side)
+        side = contexts.side.ravel()[different]
+        latents = contexts.nearest.flatten()
+        latents[different] += distance[different] * np.where(agrees, side, -side)
+        return latents.reshape(contexts.nearest.shape)
 
-    def _decode(self, active: np.ndarray, table: np.ndarray) -> np.ndarray:
-        outcomes = np.zeros(active.shape, dtype=bool)
-        for row in np.flatnonzero(active.any(axis=1)):
-            chosen = active[row]
-            outcomes[row, chosen] = self._decoders[row].decode(_BERNOULLI, table[row][chosen] / ONE)
+    def _decode(self, active: np.ndarray, width: int, probabilities: np.ndarray) -> np.ndarray:
+        outcomes = np.zeros(len(active), dtype=bool)
+        for row, part in _rows(active, width, len(self._decoders)):
+            outcomes[part] = self._decoders[row].decode(_BERNOULLI, probabilities[part])
         return outcomes
+
+
+def _rows(positions: np.ndarray, width: int, count: int) -> Iterator[tuple[int, slice]]:
+    """Yield every row of (count, width) that has some of the sorted positions, and where these stand among them."""
+    ends = np.searchsorted(positions, np.arange(count + 1) * width).tolist()
+    for row, (start, end) in enumerate(pairwise(ends)):
+        if start < end:
+            yield row, slice(start, end)
 
 
 def _shortest(encoder) -> bytes:

@@ -24,7 +24,11 @@ def activate(x: torch.Tensor, is_rounded: bool = True) -> torch.Tensor:
         is_rounded (`bool`, defaults to `True`): `False` leaves the rounding out, for the first part of a training.
     """
     x = x.clamp(0, ACTIVATION_MAX)
-    return straight_through(x, (x * ACTIVATION_STEPS).round() / ACTIVATION_STEPS) if is_rounded else x
+    if not is_rounded:
+        return x
+    if x.requires_grad:
+        return straight_through(x, (x * ACTIVATION_STEPS).round() / ACTIVATION_STEPS)
+    return x.mul_(ACTIVATION_STEPS).round_().mul_(1 / ACTIVATION_STEPS)
 
 
 def straight_through(x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

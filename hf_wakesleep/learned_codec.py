@@ -154,7 +154,7 @@ class LearnedCodec(Codec):
         writer = Writer(len(images), self.networks.tables)
 
         def write(contexts: Contexts, one: Pass) -> np.ndarray:
-            return writer.code(contexts, _take(wanted[:, one.start : one.stop], one.places))
+            return writer.code(contexts, _whole(wanted[:, one.start : one.stop].flatten(2)[:, :, one.places]))
 
         self._walk(wanted.shape, index, write)
         return [
@@ -171,26 +171,26 @@ class LearnedCodec(Codec):
         shape = (len(headers), LATENTS, -(-height // BLOCK), -(-width // BLOCK))
         latents = self._walk(shape, index, lambda contexts, _: reader.code(contexts))
         image = self.networks.synthesis(latents, index)[:, :, :height, :width]
-        image = torch.where(is_grey[:, None, None, None], image.mean(dim=1, keepdim=True), image)
-        return (image + 128).round().clamp(0, 255).to(torch.uint8)
+        if is_grey.any():
+            image = torch.where(is_grey[:, None, None, None], image.mean(dim=1, keepdim=True), image)
+        return (image + 128).round_().clamp_(0, 255).to(torch.uint8)
 
     def _walk(self, shape: Sequence[int], index: torch.Tensor, code: Callable) -> torch.Tensor:
         """Call `code(contexts, pass)` for every pass; return all latents (B, LATENTS, h, w) that it returned."""
         latents = torch.zeros(tuple(shape))
+        limit = LATENT_MAX * MEAN_STEPS
         for one in passes(*shape[2:]):
             means, scales = self.networks.context.expect(latents, index, one)
-            limit = LATENT_MAX * MEAN_STEPS
             contexts = Contexts(
-                _take(means * MEAN_STEPS, one.places).clip(-limit, limit),
-                _take(scales, one.places).clip(0, SCALES - 1),
+                _whole((means * MEAN_STEPS).clamp_(-limit, limit)),
+                _whole(scales.clamp(0, SCALES - 1)),
                 self.networks.tables,
             )
             coded = code(contexts, one)
-            if np.abs(coded).max() > LATENT_MAX:
+            if max(coded.max(), -coded.min()) > LATENT_MAX:
                 raise CodecError("Expected a code of the learned codec, got bytes that do not decode.")
-            latents[:, one.start : one.stop, one.places] = (
-                torch.from_numpy(coded).float().unflatten(1, (one.stop - one.start, -1))
-            )
+            coded = torch.from_numpy(coded).float().unflatten(1, (one.stop - one.start, -1))
+            latents.flatten(2)[:, one.start : one.stop].index_copy_(2, one.places, coded)
         return latents
 
 
@@ -254,9 +254,9 @@ def _alike(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
     return batches
 
 
-def _take(values: torch.Tensor, places: torch.Tensor) -> np.ndarray:
-    """Return rounded values (B, C, h, w) at some places as int64 of shape (B, C * number of places)."""
-    return values[:, :, places].round().flatten(1).numpy().astype(np.int64)
+def _whole(values: torch.Tensor) -> np.ndarray:
+    """Return rounded values (B, C, P) as int64 of shape (B, C * P)."""
+    return values.round().flatten(1).numpy().astype(np.int64)
 
 
 def _digest(packed: dict[str, torch.Tensor]) -> int:

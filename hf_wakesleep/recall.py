@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from .budget import ranks_within
 from .images import ImageReader
 from .memory import SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
@@ -17,15 +18,17 @@ from .training_args import ContinualTrainingArguments
 HOLD_OUT_EVERY = 10  # one memory in ten of each class sets the weight of recall and is not replayed
 
 
-def held_out(labels: np.ndarray) -> np.ndarray:
-    """Return which memories take no part in replay: every tenth of its class; bool of shape (M,).
+def held_out(labels: np.ndarray, tasks: np.ndarray) -> np.ndarray:
+    """Return which memories take no part in replay: every tenth of its class, task by task; bool of shape (M,).
 
     Args:
-        labels (`numpy.ndarray` of shape `(M,)`): Sorted labels of all memories.
+        labels (`numpy.ndarray` of shape `(M,)`): Labels of all memories.
+        tasks (`numpy.ndarray` of shape `(M,)`): Their tasks, which take turns in memory.
     """
-    starts = np.flatnonzero(np.diff(labels, prepend=-1))
-    rank = np.arange(len(labels)) - np.repeat(starts, np.diff(starts, append=len(labels)))  # (M,) within its class
-    return rank % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1
+    order = np.lexsort((tasks, labels))  # stable
+    is_held_out = np.zeros(len(labels), dtype=bool)
+    is_held_out[order] = ranks_within(labels[order]) % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1
+    return is_held_out
 
 
 def update_recall(
@@ -56,7 +59,7 @@ def update_recall(
     originals = copy.deepcopy(recall.state_dict()) if is_frozen else None
     recall.reset()
     kept_back, accuracy = [], float("nan")
-    is_held_out = held_out(memory.labels)
+    is_held_out = held_out(memory.labels, memory.tasks)
     for indices, features, labels in _features(model, memory, reader, args, np.arange(len(memory)), "sleep: recall"):
         out = torch.from_numpy(is_held_out[indices]).to(model.device)
         recall.update(features[~out], labels[~out])
@@ -81,7 +84,7 @@ def held_out_accuracy(
     args: ContinualTrainingArguments,
 ) -> float:
     """Return the accuracy of a model, as it is, on the memories that are held out of replay; NaN without such."""
-    positions = np.flatnonzero(held_out(memory.labels))
+    positions = np.flatnonzero(held_out(memory.labels, memory.tasks))
     if len(positions) == 0:
         return float("nan")
     correct = [

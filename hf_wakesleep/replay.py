@@ -56,7 +56,7 @@ class Replay:
         self.step, self.seconds_before, self.accuracy_before = 0, 0.0, math.nan
         self._start = time.perf_counter()
         self._losses = {"nrem": [], "rem": []}  # total, cross-entropy and distillation of the last steps of each
-        self._replayed = memory.balanced(np.flatnonzero(~held_out(memory.labels)))
+        self._replayed = memory.balanced(np.flatnonzero(~held_out(memory.labels, memory.tasks)))
 
     def run(self, on_step_end: Callable[["Replay"], object] | None = None) -> None:
         """Do the steps that are left, and call `on_step_end` after each."""

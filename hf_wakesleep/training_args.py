@@ -1,14 +1,13 @@
 """ContinualTrainingArguments: TrainingArguments plus what wake, sleep and memory need."""
 
 import math
-import re
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from .budget import parse_bytes
 from .codecs import CODECS
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 MOST = 2**31 - 1
 WHOLE = {
     "sleep_steps": (0, MOST),
@@ -23,6 +22,7 @@ CHOICES = (
     "augmentation",
     "codec",
     "head_init",
+    "memory_selection",
     "non_finite_loss",
     "recombination",
     "sleep_lr_scheduler_type",
@@ -41,20 +41,6 @@ NUMBERS = {
     "sleep_average": (lambda value: 0 <= value < 1, "in [0, 1)"),
     "crop_scale": (lambda value: 0 < value <= 1, "in (0, 1]"),
 }
-
-
-def parse_bytes(size: str | int | None) -> int | None:
-    """Return a number of bytes from `"20MB"`, `"512KB"`, `"1GiB"` or a plain number; `None` stays `None`.
-
-    Raises:
-        ValueError: If it is not a size.
-    """
-    if size is None:
-        return None
-    match = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([KMG]?I?B?)\s*", str(size).upper())
-    if match is None or match[2] not in _UNITS or 0 < float(match[1]) * _UNITS[match[2]] < 1:
-        raise ValueError(f"Expected a size such as '20MB', '512KB' or 1000000 (bytes), got {size!r}.")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 @dataclass
@@ -82,6 +68,14 @@ class ContinualTrainingArguments(TrainingArguments):
     )
     codec_quality: int | None = field(
         default=None, metadata={"help": "Quality of the codec, 0..100, if it has one. Its own by default."}
+    )
+    memory_selection: str = field(
+        default="reservoir",
+        metadata={
+            "help": "Which images of a class are kept when the memory is full: 'reservoir' (a uniform sample) or "
+            "'herding' (those whose features together are nearest to the mean of all).",
+            "choices": ["herding", "reservoir"],
+        },
     )
     wake_plasticity: str = field(
         default="full",

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .head_wakesleep import Recall
+from .herding import herding_ranks
 from .images import ImageReader, TaskImages
 from .labels import label_array
 from .memory import SemiParametricMemory
@@ -48,14 +49,17 @@ class WakePass:
             memory ([`SemiParametricMemory`], *optional*): Gets a code of every image.
             task (`int`): Number of the task, from 0.
         """
-        codes, code_labels = [], []
+        codes, code_labels, code_features = [], [], []
         for pixels, features, labels in self._batches(images, "wake: writing memory"):
             self.model.head.recall.update(features, labels)
             if memory is not None:
                 codes += self.accelerator.gather_for_metrics(memory.codec.encode(pixels), use_gather_object=True)
                 code_labels += labels.tolist()
+                code_features.append(features.cpu().numpy())
         if memory is not None:
-            memory.write(codes, code_labels, task)
+            is_herded = self.args.memory_selection == "herding" and codes
+            ranks = herding_ranks(np.concatenate(code_features), np.asarray(code_labels)) if is_herded else None
+            memory.write(codes, code_labels, task, ranks)
 
     def check_budget(self, tasks: Sequence[Task], memory: SemiParametricMemory) -> None:
         """Try whether the budget can hold one code of every class, old and to come, with recall's statistics.

@@ -23,8 +23,8 @@ from hf_wakesleep import (
     WakeSleepConfig,
     WebPCodec,
 )
+from hf_wakesleep.budget import parse_bytes
 from hf_wakesleep.images import ImageReader, TaskImages, make_image_processor, open_image
-from hf_wakesleep.training_args import parse_bytes
 
 NAN, INF = float("nan"), float("inf")
 

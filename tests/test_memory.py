@@ -125,6 +125,69 @@ def test_what_is_kept_does_not_depend_on_the_order_of_writing():
     assert torch.equal(*kept)
 
 
+def content(memory):
+    """Return label, task and first byte of every code, in the order of the memory."""
+    codes = memory.codes(np.arange(len(memory)))
+    return [
+        (int(label), int(task), code[0]) for label, task, code in zip(memory.labels, memory.tasks, codes, strict=True)
+    ]
+
+
+def ranked(budget=None):
+    """Return a memory of two classes, class 0 in the tasks 1 and 4, whose codes begin with their ranks."""
+    memory = SemiParametricMemory(RawCodec(), budget, ["a", "b"])
+    for task, labels, ranks in [(4, [0, 0, 0, 1, 1], [2, 0, 1, 1, 0]), (1, [0, 0, 0, 0], [3, 1, 2, 0])]:
+        memory.write([bytes([rank] * 50) for rank in ranks], labels, task, ranks)
+    return memory
+
+
+def test_codes_stand_by_their_ranks_and_tasks_take_turns():
+    turns = [(1, 0), (4, 0), (1, 1), (4, 1), (1, 2), (4, 2), (1, 3)]
+    assert content(ranked()) == [*((0, *turn) for turn in turns), (1, 4, 0), (1, 4, 1)]
+
+
+@pytest.mark.parametrize("num_codes", range(2, 9))
+def test_ranks_survive_saving_and_shrinking_in_any_order(tmp_path, num_codes):
+    whole = ranked()
+    budget = whole.num_bytes.total - 58 * (9 - num_codes)
+    small = ranked(budget)
+    assert len(small) == num_codes
+    whole.save(tmp_path / "whole")
+    loaded = SemiParametricMemory.load(tmp_path / "whole")
+    assert content(loaded) == content(whole)
+    loaded.set_budget(budget)
+    loaded.save(tmp_path / "small")
+    again = SemiParametricMemory.load(tmp_path / "small")
+    assert set(content(again)) <= set(content(whole))
+    assert np.bincount(again.labels).min() >= min(2, num_codes // 2)
+    for memory in (loaded, again):
+        memory.set_budget(None)
+        memory.write([bytes([9] * 50)] * 3, [0] * 3, 7, range(3))
+    assert content(loaded) == content(again)
+    assert again.checksum() == loaded.checksum()
+
+
+def test_a_task_that_comes_later_gets_as_many_codes_of_a_class_as_an_earlier_one():
+    memory = SemiParametricMemory(RawCodec(), None, ["a"])
+    memory.budget = memory.num_bytes.total + 20 * 58
+    for task in range(4):
+        memory.write([bytes([index] * 50) for index in range(100)], [0] * 100, task)
+    assert np.bincount(memory.tasks).tolist() == [5] * 4
+
+
+def test_a_table_with_tasks_out_of_turn_is_no_memory(tmp_path):
+    memory = ranked()
+    memory._table = memory._table.take(np.asarray([1, 0, *range(2, 9)]))
+    memory.save(tmp_path)
+    with pytest.raises(ValueError, match="in turns of its tasks"):
+        SemiParametricMemory.load(tmp_path)
+
+
+def test_a_rank_for_every_code_is_expected():
+    with pytest.raises(ValueError, match="Expected one rank per code"):
+        SemiParametricMemory(RawCodec(), None, ["a"]).write([b"x", b"y"], [0, 0], 0, ranks=[0])
+
+
 def test_read_gives_the_images_and_labels_that_were_written():
     images = images_of(4)
     memory = SemiParametricMemory(RawCodec(), None, ["a", "b"])

@@ -102,7 +102,7 @@ def test_held_out_memories_are_never_replayed(asleep, make_args, monkeypatch):
     monkeypatch.setattr(sleep, "held_out_accuracy", lambda *args: 0.5)
     consolidate(model, memory, reader, make_args(sleep_steps=40, sleep_batch_size=64))
     assert len(seen) > 300
-    assert not seen & set(np.flatnonzero(held_out(memory.labels)).tolist())
+    assert not seen & set(np.flatnonzero(held_out(memory.labels, memory.tasks)).tolist())
 
 
 def _spy(read, seen):

@@ -6,7 +6,7 @@ import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_wakesleep import ContinualTrainingArguments
-from hf_wakesleep.training_args import parse_bytes
+from hf_wakesleep.budget import parse_bytes
 
 OWN = [
     field

@@ -10,6 +10,7 @@ from conftest import equal_states
 
 from hf_wakesleep import ClassIncrementalStream, RawCodec, SemiParametricMemory
 from hf_wakesleep.head_wakesleep import Recall
+from hf_wakesleep.herding import herding_ranks
 from hf_wakesleep.images import ImageReader, TaskImages, make_image_processor
 from hf_wakesleep.wake import WakePass
 
@@ -42,6 +43,27 @@ def test_every_image_is_written_once_and_counted_once(awake):
     torch.testing.assert_close(wake.model.head.recall.means, expected.means, rtol=1e-4, atol=1e-5)
     assert equal_states(wake.model.backbone, weights.backbone)
     assert equal_states(wake.model.head.classifier, weights.head.classifier)
+
+
+def test_the_two_selections_keep_different_images_and_repeat(awake):
+    wake, task, (images, _) = awake
+    pixels, labels = wake.reader.read([images[row] for row in range(len(images))])
+    with torch.no_grad():
+        features = wake.model.eval().extract_features(wake.reader.normalise(pixels)).numpy()
+    kept = {}
+    for selection in ("reservoir", "herding", "herding"):
+        wake.args.memory_selection = selection
+        memory = SemiParametricMemory(RawCodec(), 5_000, task.classes)
+        wake.write(images, memory, task=0)
+        codes = memory.codes(np.arange(len(memory)))
+        assert kept.get(selection, codes) == codes
+        kept[selection] = codes
+    assert 4 < len(kept["herding"]) < 100
+    assert set(kept["herding"]) != set(kept["reservoir"])
+    ranks = herding_ranks(features, labels.numpy())
+    per_class = min(np.bincount(memory.labels))
+    chosen = np.concatenate([np.flatnonzero((labels.numpy() == c) & (ranks < per_class)) for c in range(4)])
+    assert set(memory.codec.encode(pixels[chosen])) <= set(kept["herding"])
 
 
 def test_without_a_memory_recall_still_learns(awake):
