@@ -28,6 +28,7 @@ from cil_runs import (
     Run,
     learn_with_peer,
     learn_with_wakesleep,
+    peer_settings,
     record_of,
     wakesleep_settings,
 )
@@ -91,7 +92,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
                         bf16=args.bf16,
                         images_per_task=None if is_ours else args.images_per_task,
                         train_images=args.train_images,
-                        hyper_parameters=settings if is_ours else {**benchmark.recipe, **PEERS[method].constants},
+                        hyper_parameters=settings if is_ours else peer_settings(benchmark, method),
                     )
                     for budget in ((args.budgets or [benchmark.budget]) if uses_budget else [None])
                 ]

@@ -150,7 +150,7 @@ BENCHMARKS = {
             "patch_size": 2,
         },
         budget="100KB",
-        joint_epochs=45,
+        joint_epochs=20,
         recipe={
             **SCRATCH,
             "learning_rate": 2e-3,
@@ -165,7 +165,7 @@ BENCHMARKS = {
             "learning_rate": 2e-3,
             "per_device_train_batch_size": 32,
             "num_train_epochs": 2,
-            "sleep_steps": 400,
+            "sleep_steps": 150,
             "sleep_batch_size": 32,
             "sleep_learning_rate": 2e-3,
         },

@@ -4,6 +4,7 @@ import datetime
 import os
 import platform
 import shlex
+import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from cil_benchmarks import Benchmark
 from cil_data import build_model, load_stream, make_processor, read_images
 from peers import PEERS, Recipe
 from tqdm.auto import tqdm
-from transformers import set_seed
+from transformers import PrinterCallback, set_seed
 
 import hf_wakesleep
 from hf_wakesleep import ContinualTrainer, ContinualTrainingArguments, metrics
@@ -61,7 +62,9 @@ class Run:
 
 @dataclass
 class Measured:
-    """What a run measures after every task."""
+    """What a run measures after every task, and the settings that it ran with."""
+
+    settings: dict
 
     accuracy_matrix: list[list[float]] = field(default_factory=list)
     num_eval_images: list[int] = field(default_factory=list)
@@ -94,6 +97,12 @@ def wakesleep_settings(benchmark: Benchmark, run_settings: dict, lr_scale: float
         if name in settings:
             settings[name] *= lr_scale
     return settings
+
+
+def peer_settings(benchmark: Benchmark, method: str) -> dict:
+    """Return what a peer is trained with before rates are scaled."""
+    settings = {**benchmark.recipe, **PEERS[method].constants}
+    return {**settings, "epochs": benchmark.joint_epochs} if method == "joint" else settings
 
 
 def images_of(settings: dict, num_images: int) -> int:
@@ -132,9 +141,13 @@ def learn_with_wakesleep(run: Run, benchmark: Benchmark, place: Place) -> Measur
     )
     processor = make_processor(model.config)
     trainer = ContinualTrainer(model=model, args=args, stream=stream, processing_class=processor)
+    if not place.shows_progress:
+        trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=True)
+    own = {name: getattr(args, name) for name in ContinualTrainingArguments.__annotations__}
     records = trainer.history.records
     return Measured(
+        settings={**own, **trainer.history.settings},
         accuracy_matrix=trainer.history.accuracy_matrix,
         num_eval_images=[record.num_eval_images for record in records],
         memory_bytes=[record.memory_bytes["total"] for record in records],
@@ -155,7 +168,7 @@ def learn_with_peer(run: Run, benchmark: Benchmark, place: Place) -> Measured:
     set_seed(run.seed)
     learner = PEERS[run.method](model, recipe, place.shows_progress)
     settings = wakesleep_settings(benchmark, {}, 1.0)
-    measured, tests = Measured(), []
+    measured, tests = Measured(settings=learner.hyper_parameters(recipe)), []
     for task in tqdm(stream, desc=run.name, disable=not place.shows_progress, leave=False):
         learner.begin(list(task.new_classes))
         images, labels = read_images(task.train_dataset, processor, model.config.label2id)
@@ -197,6 +210,7 @@ def record_of(run: Run, benchmark: Benchmark, measured: Measured) -> dict:
         "versions": {
             "python": platform.python_version(),
             "hf_wakesleep": hf_wakesleep.__version__,
+            "commit": commit(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
@@ -211,3 +225,10 @@ def hardware() -> str:
     name = names[0].split(":", 1)[1].strip() if names else platform.processor()
     device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{name}, {torch.get_num_threads()} of {os.cpu_count()} threads{device}"
+
+
+def commit() -> str:
+    """Return the commit of this tree and `+` if files differ from it; nothing outside of a repository."""
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
