@@ -136,6 +136,7 @@ def learn_with_wakesleep(run: Run, benchmark: Benchmark, place: Place) -> Measur
         seed=run.seed,
         memory_budget=run.budget,
         bf16=run.bf16,
+        use_cpu=not torch.cuda.is_available(),
         disable_tqdm=not place.shows_progress,
         **run.hyper_parameters,
     )
