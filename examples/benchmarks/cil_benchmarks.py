@@ -1,0 +1,173 @@
+"""The benchmarks of `cil.py`: which images, in how many tasks, with which backbone and by which recipe."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark.
+
+    Args:
+        title (`str`): What it is, in a few words.
+        folder (`str`, *optional*): Folder of `train.parquet` and `test.parquet`; scikit-learn's digits if missing.
+        num_tasks (`int`): Tasks of as many classes each.
+        image_size (`int`): Side in pixels that images are resized to.
+        vit (`dict`, *optional*): Fields of `ViTConfig` for a backbone from scratch; pretrained, `--backbone`, without.
+        budget (`str`): Bytes of memory, unless the command line says otherwise.
+        joint_epochs (`float`): Epochs of joint training.
+        recipe (`dict`): Fields of `Recipe`, for all peers and for joint training.
+        wakesleep (`dict`): Fields of `ContinualTrainingArguments` for `wakesleep`.
+    """
+
+    title: str
+    folder: str | None
+    num_tasks: int
+    image_size: int
+    vit: dict | None
+    budget: str
+    joint_epochs: float
+    recipe: dict
+    wakesleep: dict = field(default_factory=dict)
+
+
+VIT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.05}
+SMALL_VIT = {**VIT, "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 4}
+SCRATCH = {
+    "learning_rate": 1e-3,
+    "backbone_learning_rate": 1e-3,
+    "weight_decay": 0.05,
+    "label_smoothing": 0.0,
+    "batch_size": 64,
+    "crop_scale": 0.6,
+    "random_features": 5000,
+}
+SCRATCH_WAKESLEEP = {
+    "learning_rate": 1e-3,
+    "backbone_learning_rate_ratio": 1.0,
+    "weight_decay": 0.05,
+    "per_device_train_batch_size": 64,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.1,
+    "sleep_batch_size": 64,
+    "sleep_learning_rate": 1e-3,
+}
+
+BENCHMARKS = {
+    "P": Benchmark(
+        title="Caltech-101 at 128 px, pretrained ViT-tiny",
+        folder="caltech101",
+        num_tasks=10,
+        image_size=128,
+        vit=None,
+        budget="2MB",
+        joint_epochs=5,
+        recipe={
+            "learning_rate": 2e-3,
+            "backbone_learning_rate": 1e-4,
+            "weight_decay": 0.01,
+            "label_smoothing": 0.1,
+            "batch_size": 32,
+            "augmentation": "crop-flip",
+            "crop_scale": 0.6,
+            "random_features": 5000,
+            "webp_quality": 1,
+        },
+        wakesleep={
+            "codec_quality": 1,
+            "augmentation": "crop-flip",
+            "wake_plasticity": "head",
+            "num_train_epochs": 1,
+            "learning_rate": 1e-3,
+            "backbone_learning_rate_ratio": 0.05,
+            "weight_decay": 0.01,
+            "sleep_steps": 60,
+            "sleep_batch_size": 64,
+            "sleep_learning_rate": 1e-3,
+        },
+    ),
+    "S": Benchmark(
+        title="CIFAR-10, ViT from scratch",
+        folder="cifar10",
+        num_tasks=5,
+        image_size=32,
+        vit={**SMALL_VIT, "patch_size": 8},
+        budget="614400",  # 20 raw images of each class
+        joint_epochs=20,
+        recipe={**SCRATCH, "augmentation": "crop-flip", "webp_quality": 20},
+        wakesleep={
+            **SCRATCH_WAKESLEEP,
+            "augmentation": "crop-flip",
+            "codec_quality": 20,
+            "num_train_epochs": 5,
+            "sleep_steps": 800,
+        },
+    ),
+    "F1": Benchmark(
+        title="Omniglot, 242 characters at 32 px, ViT from scratch",
+        folder="omniglot",
+        num_tasks=10,
+        image_size=32,
+        vit={**SMALL_VIT, "patch_size": 8},
+        budget="800KB",  # about 3 raw images of each class
+        joint_epochs=60,
+        recipe={**SCRATCH, "augmentation": "crop", "webp_quality": 10},
+        wakesleep={
+            **SCRATCH_WAKESLEEP,
+            "augmentation": "crop",
+            "codec_quality": 10,
+            "num_train_epochs": 20,
+            "sleep_steps": 300,
+        },
+    ),
+    "F2": Benchmark(
+        title="Fashion-MNIST, ViT from scratch",
+        folder="fashion_mnist",
+        num_tasks=5,
+        image_size=28,
+        vit={**SMALL_VIT, "patch_size": 7},
+        budget="400KB",  # about 50 raw images of each class
+        joint_epochs=10,
+        recipe={**SCRATCH, "augmentation": "crop-flip", "webp_quality": 10},
+        wakesleep={
+            **SCRATCH_WAKESLEEP,
+            "augmentation": "crop-flip",
+            "codec_quality": 10,
+            "num_train_epochs": 3,
+            "sleep_steps": 600,
+        },
+    ),
+    "D": Benchmark(
+        title="scikit-learn's digits, ViT from scratch, a test of the harness",
+        folder=None,
+        num_tasks=5,
+        image_size=8,
+        vit={
+            **VIT,
+            "hidden_size": 96,
+            "intermediate_size": 192,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "patch_size": 2,
+        },
+        budget="100KB",
+        joint_epochs=20,
+        recipe={
+            **SCRATCH,
+            "learning_rate": 2e-3,
+            "backbone_learning_rate": 2e-3,
+            "batch_size": 32,
+            "augmentation": "none",
+            "random_features": 1000,
+            "webp_quality": 50,
+        },
+        wakesleep={
+            **SCRATCH_WAKESLEEP,
+            "learning_rate": 2e-3,
+            "per_device_train_batch_size": 32,
+            "num_train_epochs": 2,
+            "sleep_steps": 150,
+            "sleep_batch_size": 32,
+            "sleep_learning_rate": 2e-3,
+        },
+    ),
+}

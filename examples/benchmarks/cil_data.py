@@ -1,0 +1,82 @@
+"""What all methods of `cil.py` start from: a stream, a model without classes, and images as tensors."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from cil_benchmarks import Benchmark
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
+from transformers import ViTConfig, ViTImageProcessor, set_seed
+from transformers.image_utils import PILImageResampling
+
+from hf_wakesleep import ClassIncrementalStream, TaskStream, WakeSleepConfig, WakeSleepForImageClassification
+
+
+def load_digits() -> Dataset:
+    """Return scikit-learn's digits: 1,797 grey images of 8 x 8 pixels, 10 classes."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
+    features = Features({"image": Image(), "label": ClassLabel(names=[str(name) for name in digits.target_names])})
+    return Dataset.from_dict({"image": list(images), "label": digits.target}, features=features)
+
+
+def load_stream(benchmark: Benchmark, data_dir: Path | None, seed: int, train_images: int | None) -> TaskStream:
+    """Return the tasks of a benchmark, in the class order of a seed.
+
+    Args:
+        benchmark ([`Benchmark`]): Which.
+        data_dir (`Path`, *optional*): Holds the folder of the benchmark.
+        seed (`int`): Seed of the class order.
+        train_images (`int`, *optional*): Most training images of a class; all if missing.
+    """
+    if benchmark.folder is None:
+        data = load_digits()
+    elif data_dir is None:
+        raise ValueError(f"Benchmark needs the folder {benchmark.folder!r} of images. Pass `--data_dir`.")
+    else:
+        files = {split: str(data_dir / benchmark.folder / f"{split}.parquet") for split in ("train", "test")}
+        data = load_dataset("parquet", data_files=files)
+        if train_images is not None:
+            labels = np.asarray(data["train"]["label"])
+            rows = [np.flatnonzero(labels == label)[:train_images] for label in np.unique(labels)]
+            data = DatasetDict(train=data["train"].select(np.concatenate(rows)), test=data["test"])
+    return ClassIncrementalStream(data, num_tasks=benchmark.num_tasks, seed=seed)
+
+
+def build_model(benchmark: Benchmark, backbone: str | None, seed: int) -> WakeSleepForImageClassification:
+    """Return a model without classes, the same one for every method and seed."""
+    set_seed(seed)
+    if benchmark.vit is None:
+        if backbone is None:
+            raise ValueError("Benchmark needs a pretrained backbone. Pass `--backbone`.")
+        return WakeSleepForImageClassification.from_backbone(backbone, image_size=benchmark.image_size)
+    vit = ViTConfig(image_size=benchmark.image_size, **benchmark.vit)
+    return WakeSleepForImageClassification(
+        WakeSleepConfig(backbone_config=vit, pooling="mean", image_size=benchmark.image_size)
+    )
+
+
+def make_processor(config: WakeSleepConfig) -> ViTImageProcessor:
+    """Return the image processor of all methods: shorter side resized, centre crop, normalised."""
+    return ViTImageProcessor(
+        size={"shortest_edge": config.image_size},
+        do_center_crop=True,
+        crop_size={"height": config.image_size, "width": config.image_size},
+        image_mean=config.image_mean,
+        image_std=config.image_std,
+        resample=PILImageResampling.BICUBIC,
+        do_convert_rgb=True,
+    )
+
+
+def read_images(dataset: Dataset, processor, label2id: dict[str, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return all images of a dataset (N, 3, H, W) uint8 and their index in the head (N,)."""
+    names = dataset.features["label"].names
+    labels = torch.tensor([label2id[names[label]] for label in dataset["label"]])
+    parts = []
+    for start in range(0, len(dataset), 256):
+        images = [image.convert("RGB") for image in dataset[start : start + 256]["image"]]
+        parts.append(processor(images, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"])
+    return torch.cat(parts), labels
