@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from .augment import augment, seeded_generator
+from .lora import SLEEP, factors, inject, load_factors, merge
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .plasticity import parameter_groups, set_plasticity
 from .recall import held_out
@@ -31,16 +32,19 @@ class Replay:
         task (`int`): Number of the task, from 0; part of the seed.
         accelerator (`Accelerator`): Spreads every batch over its processes.
         guard ([`StepGuard`]): Judges the loss of every step.
+        lora_config (`peft.LoraConfig`): Factors that are trained if `sleep_plasticity` is `"lora"`.
 
     Attributes:
         step (`int`): Steps done.
     """
 
-    def __init__(self, model, memory, reader, args, *, teacher, task, accelerator, guard):
+    def __init__(self, model, memory, reader, args, *, teacher, task, accelerator, guard, lora_config):
         self.memory, self.reader, self.args = memory, reader, args
         self.teacher, self.task, self.accelerator, self.guard = teacher, task, accelerator, guard
         self.bare = model
         set_plasticity(model, args.sleep_plasticity)
+        if args.sleep_plasticity == "lora":
+            inject(model, lora_config, accelerator, args.seed, task, SLEEP)
         trained = copy.deepcopy(model) if shards(accelerator) else model
         groups = parameter_groups(
             trained, args.sleep_learning_rate, args.weight_decay, args.backbone_learning_rate_ratio
@@ -64,6 +68,7 @@ class Replay:
                 on_step_end(self)
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self._settle()
+        merge(self.bare)
 
     def mean_losses(self) -> list[float]:
         """Return total loss, cross-entropy and distillation, averaged over the last tenth of the steps."""
@@ -73,11 +78,13 @@ class Replay:
     def state_dict(self) -> dict:
         """Return all but the weights that the next step depends on, to be saved or copied before it is taken.
 
-        The weights are in the bare model then. All processes call this together.
+        The weights are in the bare model then, but factors of LoRA are in what is returned. All processes call this
+        together.
         """
         self._settle()
         return {
             "step": self.step,
+            "factors": factors(self.bare),
             "optimizer": optimizer_state(self.model, self.optimizer),
             "scheduler": self.scheduler.state_dict(),
             "losses": [list(losses) for losses in self._losses],
@@ -86,6 +93,7 @@ class Replay:
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from what `state_dict` returned."""
+        load_factors(self.bare, state["factors"])
         load_optimizer_state(self.model, self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.step, self.seconds_before = state["step"], state["seconds"]

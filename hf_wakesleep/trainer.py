@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from peft import LoraConfig
 from transformers import set_seed
 from transformers.trainer_utils import TrainOutput
 
@@ -29,6 +30,7 @@ from .codec import Codec
 from .guard import StepGuard
 from .history import HISTORY_NAME, History, TaskRecord
 from .images import TaskImages
+from .lora import WAKE, check_lora, default_lora_config, inject, merge
 from .model_card import hyper_parameters
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .plasticity import set_plasticity
@@ -58,6 +60,8 @@ class ContinualTrainer(ClassifierTrainer):
         processing_class (`BaseImageProcessor`, *optional*): Image processor; made from the model's config if missing.
         codec ([`Codec`], *optional*): The codec of a new memory, such as a [`LearnedCodec`] fitted to images of the
             stream; made from `args` if missing. A model loaded from a stage brings its own.
+        lora_config (`peft.LoraConfig`, *optional*): Factors that plasticity `"lora"` trains, instead of those of rank
+            `lora_rank` in all linear layers of the backbone.
         kwargs: Passed on to `Trainer` (`callbacks`, `optimizer_cls_and_kwargs`, ...).
 
     Raises:
@@ -71,6 +75,7 @@ class ContinualTrainer(ClassifierTrainer):
         stream: TaskStream,
         processing_class=None,
         codec: Codec | None = None,
+        lora_config: LoraConfig | None = None,
         **kwargs,
     ):
         self.stream = stream
@@ -84,6 +89,13 @@ class ContinualTrainer(ClassifierTrainer):
         self._seconds_asleep = 0.0
         self._is_inside_task = False
         super().__init__(model, args, processing_class, **kwargs)
+        self.lora_config = lora_config or default_lora_config(args.lora_rank)
+        if "lora" in (args.wake_plasticity, args.sleep_plasticity):
+            check_lora(model, self.lora_config, self.accelerator)
+        elif lora_config is not None:
+            raise ValueError(
+                "`lora_config` is for `wake_plasticity` or `sleep_plasticity` 'lora', but neither is. Leave it out."
+            )
         self.task_number = len(self.history)
         self.guard = StepGuard(args, self.accelerator, self._signals)
         self.add_callback(GuardCallback(self))
@@ -220,8 +232,10 @@ class ContinualTrainer(ClassifierTrainer):
         record.before_accuracy = self._write(number)
         self.guard.exit_if_asked()
         set_seed(self.args.seed + number)
-        set_plasticity(self.model, self.args.wake_plasticity)
         self._sleep_state = load_sleep(checkpoint)
+        set_plasticity(self.model, self.args.wake_plasticity)
+        if self.args.wake_plasticity == "lora" and self._sleep_state is None:  # else merged before the checkpoint
+            inject(self.model, self.lora_config, self.accelerator, self.args.seed, number, WAKE)
         output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         self._unwrap()
         if self._sleep_report is None:
@@ -268,8 +282,9 @@ class ContinualTrainer(ClassifierTrainer):
         self.eval_dataset = self._eval_images(number + 1)
 
     def _unwrap(self) -> None:
-        """Hold a whole, bare model, as outside of the steps of wake and sleep."""
+        """Hold a whole, bare, plain model, as outside of the steps of wake and sleep."""
         self.model = unwrap(self.accelerator, self.model_wrapped)
+        merge(self.model)
         self.model_wrapped = self.callback_handler.model = self.model
 
     def _eval_images(self, num_tasks: int) -> dict[str, TaskImages]:
@@ -308,6 +323,7 @@ class ContinualTrainer(ClassifierTrainer):
                 task=self.task_number,
                 accelerator=self.accelerator,
                 guard=self.guard,
+                lora_config=self.lora_config,
                 state=self._sleep_state,
                 on_step_end=self._end_sleep_step,
             )
@@ -323,11 +339,11 @@ class ContinualTrainer(ClassifierTrainer):
 
     def _settle_recall(self) -> None:
         """Settle how far recall can be trusted after a task without sleep."""
-        if self.memory is not None and self.args.wake_plasticity == "full":
+        if self.memory is not None and self.args.wake_plasticity != "head":
             update_recall(self.model, self.memory, self.reader, self.args)
         elif self.args.recall_weight is not None:
             self.model.config.recall_weight = self.args.recall_weight
-        elif self.args.wake_plasticity == "full":
+        elif self.args.wake_plasticity != "head":
             self.model.config.recall_weight = 0.0  # statistics of features that are gone
 
     def _finish(self, record: TaskRecord) -> None:

@@ -10,7 +10,12 @@ from .codecs import CODECS
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 MOST = 2**31 - 1
-WHOLE = {"sleep_steps": (0, MOST), "sleep_batch_size": (1, MOST), "per_device_train_batch_size": (1, MOST)}
+WHOLE = {
+    "sleep_steps": (0, MOST),
+    "sleep_batch_size": (1, MOST),
+    "per_device_train_batch_size": (1, MOST),
+    "lora_rank": (1, MOST),
+}
 NUMBERS = {
     "learning_rate": (lambda value: value >= 0, "at least 0"),
     "num_train_epochs": (lambda value: value >= 0, "at least 0"),
@@ -66,8 +71,9 @@ class ContinualTrainingArguments(TrainingArguments):
     wake_plasticity: str = field(
         default="full",
         metadata={
-            "help": "What wake trains: 'full' (all weights) or 'head' (the classifier).",
-            "choices": ["full", "head"],
+            "help": "What wake trains: 'full' (all weights), 'head' (the classifier), or 'lora' (the classifier, and "
+            "low-rank factors of the backbone's weights, into which they are merged).",
+            "choices": ["full", "head", "lora"],
         },
     )
     wake_replay: bool = field(
@@ -85,8 +91,15 @@ class ContinualTrainingArguments(TrainingArguments):
     sleep_plasticity: str = field(
         default="full",
         metadata={
-            "help": "What sleep trains: 'full' (all weights) or 'head' (the classifier).",
-            "choices": ["full", "head"],
+            "help": "What sleep trains: 'full' (all weights), 'head' (the classifier), or 'lora', as in wake.",
+            "choices": ["full", "head", "lora"],
+        },
+    )
+    lora_rank: int = field(
+        default=8,
+        metadata={
+            "help": "Rank of the factors that 'lora' puts into all linear layers of the backbone, unless the trainer "
+            "is given a `lora_config`."
         },
     )
     distillation_weight: float = field(
@@ -100,7 +113,8 @@ class ContinualTrainingArguments(TrainingArguments):
         default=0.05,
         metadata={
             "help": "Learning rate of the backbone over that of the head, awake and asleep: small for a pretrained "
-            "backbone, 1 for one from scratch."
+            "backbone, 1 for one from scratch. The factors of 'lora' take it too, and often want ten times as much as "
+            "all weights do."
         },
     )
     recall_weight: float | None = field(

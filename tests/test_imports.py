@@ -47,6 +47,7 @@ ORDER = [
     "protocol",
     "processes",
     "shards",
+    "lora",
     "wake",
     "guard",
     "plasticity",
