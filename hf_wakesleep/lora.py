@@ -16,6 +16,7 @@ from peft.tuners import lora
 from safetensors.torch import load_file, save_file
 
 from .augment import seeded_generator
+from .digests_wakesleep import write_digests
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .shards import shards
 
@@ -137,6 +138,7 @@ def save_factors(model: WakeSleepForImageClassification, folder: Path) -> None:
     """Write the factors, if there are any, to a checkpoint."""
     if found := factors(model):
         save_file({name: value.contiguous() for name, value in found.items()}, folder / FACTORS_NAME)
+        write_digests(folder)
 
 
 def read_factors(folder: Path) -> dict[str, torch.Tensor]:
