@@ -46,6 +46,14 @@ def default_lora_config(rank: int) -> LoraConfig:
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
 
 
+def describe(config: LoraConfig) -> str:
+    """Return the rank of a configuration, and its options that differ from those of peft, for the card."""
+    plain, given = LoraConfig().to_dict(), config.to_dict()
+    changed = {name: given[name] for name in sorted(MERGEABLE) if name == "r" or given[name] != plain[name]}
+    options = {name: sorted(value) if isinstance(value, set) else value for name, value in changed.items()}
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())
+
+
 def check_lora(model: WakeSleepForImageClassification, config: LoraConfig, accelerator: Accelerator) -> None:
     """Check that factors can be injected into a model, which is left as it was.
 

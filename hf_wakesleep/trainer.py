@@ -30,7 +30,7 @@ from .codec import Codec
 from .guard import StepGuard
 from .history import HISTORY_NAME, History, TaskRecord
 from .images import TaskImages
-from .lora import WAKE, check_lora, default_lora_config, inject, merge
+from .lora import WAKE, check_lora, default_lora_config, describe, inject, merge
 from .model_card import hyper_parameters
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .plasticity import set_plasticity
@@ -89,7 +89,7 @@ class ContinualTrainer(ClassifierTrainer):
         self._seconds_asleep = 0.0
         self._is_inside_task = False
         super().__init__(model, args, processing_class, **kwargs)
-        self.lora_config = lora_config or default_lora_config(args.lora_rank)
+        self.lora_config = default_lora_config(args.lora_rank) if lora_config is None else lora_config
         if "lora" in (args.wake_plasticity, args.sleep_plasticity):
             check_lora(model, self.lora_config, self.accelerator)
         elif lora_config is not None:
@@ -167,6 +167,8 @@ class ContinualTrainer(ClassifierTrainer):
         if resume not in (None, False, True) and self.args.should_save:
             drop_later_checkpoints(checkpoints_of(output_dir, len(self.history)), checkpoint)
         self.history.protocol, self.history.settings = protocol, hyper_parameters(self.args)
+        if "lora" in (self.args.wake_plasticity, self.args.sleep_plasticity):
+            self.history.settings["lora_config"] = describe(self.lora_config)
         if self.memory is not None and self.memory.budget is not None:
             self._wake_pass().check_budget(self.tasks[len(self.history) :], self.memory)
         if self.args.forward_transfer and not len(self.history):

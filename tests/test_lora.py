@@ -35,8 +35,7 @@ CONFIGS = {
 LORA = {
     "wake_plasticity": "lora",
     "sleep_plasticity": "lora",
-    "num_train_epochs": 2,
-    "sleep_steps": 10,
+    "sleep_steps": 6,
     "save_strategy": "steps",
     "save_steps": 4,
     "augmentation": "crop",
@@ -172,6 +171,12 @@ def test_a_sleep_changes_the_chosen_weights_by_the_chosen_rank(asleep, make_args
     assert not torch.equal(model.head.recall.means, before.head.recall.means)
 
 
+def test_a_description_names_the_rank_and_what_is_not_the_default():
+    config = LoraConfig(r=4, target_modules=["fc2", "fc1"])
+    assert lora.describe(config) == "r=4, target_modules=['fc1', 'fc2']"
+    assert lora.describe(lora.default_lora_config(8)) == "lora_alpha=16, r=8, target_modules='all-linear'"
+
+
 def test_recall_follows_a_backbone_that_wake_has_changed(make_trainer, make_model, monkeypatch):  # noqa: F811
     updated = []
     monkeypatch.setattr(trainer, "update_recall", lambda model, *args: updated.append(tree(model)))
@@ -180,6 +185,7 @@ def test_recall_follows_a_backbone_that_wake_has_changed(make_trainer, make_mode
     assert updated
     assert not equal_states(awake.model.backbone, make_model().backbone)
     assert not factors(awake.model)
+    assert awake.history.settings["lora_config"] == "lora_alpha=16, r=8, target_modules='all-linear'"
 
 
 _WHOLE = []
@@ -205,7 +211,7 @@ class _SignalAt(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("step", [5, 13])  # 13 is the last
+@pytest.mark.parametrize("step", [2, 6])  # 6 is the last
 def test_a_run_stopped_awake_ends_the_same(make_trainer, whole, tmp_path, step):  # noqa: F811
     stopped = make_trainer(output_dir="stopped", **LORA)
     stopped.add_callback(_SignalAt(stopped, step))
@@ -220,7 +226,7 @@ def test_a_run_stopped_awake_ends_the_same(make_trainer, whole, tmp_path, step):
 
 def test_a_run_stopped_asleep_ends_the_same(make_trainer, whole, tmp_path, monkeypatch):  # noqa: F811
     with monkeypatch.context() as patch:
-        patch.setattr(Replay, "_take_step", stop_at(17, Replay._take_step))
+        patch.setattr(Replay, "_take_step", stop_at(11, Replay._take_step))
         with pytest.raises(StopError):
             make_trainer(output_dir="stopped", **LORA).train()
     checkpoint = find_checkpoints(tmp_path / "stopped" / "checkpoints" / "task-02")[-1]
