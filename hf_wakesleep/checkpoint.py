@@ -1,7 +1,7 @@
 """Checkpoint: a folder from which a run goes on inside a task.
 
     <output_dir>/checkpoints/task-03/written          memory and recall once the images of the task are written
-                                     checkpoint-10    awake, after step 10: what `Trainer` saves
+                                     checkpoint-10    awake, after step 10: what `Trainer` saves, and factors of LoRA
                                      checkpoint-64    asleep, after step 50 of the sleep that followed 14 steps awake
 
 Steps of sleep count on from the last step awake. All appear whole or not at all, and vanish with the task's stage.

@@ -16,6 +16,7 @@ from .checkpoint import LAST_WRITTEN, SLEEP_NAME, checkpoints_of, drop_old_check
 from .files import check_writable, disk_advice, remove_folder, temporary_name
 from .hub import Publisher
 from .images import ImageReader, TaskImages, make_image_processor
+from .lora import load_factors, read_factors, save_factors, without_factors
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .plasticity import parameter_groups
 from .replay import Replay
@@ -130,7 +131,8 @@ class ClassifierTrainer(Trainer):
         """Do nothing: stages are published, checkpoints are not."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        with without_factors(self.model):
+            super()._save(output_dir, state_dict)
         if self.args.should_save:  # a pickle, which can hold a token
             Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
@@ -154,8 +156,10 @@ class ClassifierTrainer(Trainer):
         return str(temporary_name(folder / "saving") if self._is_saving else folder)
 
     def _save_checkpoint(self, model, trial) -> None:
-        with self._whole_checkpoint(self.state.global_step):
+        with self._whole_checkpoint(self.state.global_step) as folder:
             super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                save_factors(self.model, folder)
 
     @contextmanager
     def _whole_checkpoint(self, step: int) -> Iterator[Path]:
@@ -189,7 +193,10 @@ class ClassifierTrainer(Trainer):
         if self.is_deepspeed_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         stored = WakeSleepForImageClassification.from_pretrained(resume_from_checkpoint)
-        load_whole(self.model if model is None else model, stored.state_dict())
+        model = self.model if model is None else model
+        with without_factors(model):
+            load_whole(model, stored.state_dict())
+        load_factors(model, read_factors(Path(resume_from_checkpoint)))
 
 
 def _accuracy(prediction) -> dict[str, float]:

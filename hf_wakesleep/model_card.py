@@ -42,7 +42,8 @@ class CardFacts:
             `image_mean`, `image_std`, `pooling`, `classifier`, `recall_weight`.
         memory (`dict`, *optional*): From the run: `codec`, its `settings`, `budget` in bytes or `None`, and
             `codes_per_class` by name of the class. `None` without a memory.
-        settings (`dict`): From the run: fields of [`ContinualTrainingArguments`] that differ from their defaults.
+        settings (`dict`): From the run: fields of [`ContinualTrainingArguments`] that differ from their defaults,
+            and `lora_config`.
         versions (`dict[str, str]`): From the machine: versions of the packages.
         repo_id (`str`, *optional*): From who publishes: the repository on the Hub.
         dataset (`dict`, *optional*): From the stream or who publishes: `name` on the Hub, `revision` or `None`.

@@ -25,6 +25,6 @@ def parameter_groups(
 
 
 def set_plasticity(model: WakeSleepForImageClassification, plasticity: str) -> None:
-    """Make all weights trainable (`"full"`) or only the head's (`"head"`)."""
+    """Make all weights trainable (`"full"`) or the head's only (`"head"`, and `"lora"` until it gets its factors)."""
     model.requires_grad_(True)
     model.backbone.requires_grad_(plasticity == "full")

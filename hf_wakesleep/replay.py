@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from .augment import augment, seeded_generator
+from .lora import SLEEP, factors, inject, load_factors, merge
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .plasticity import parameter_groups, set_plasticity
 from .recall import held_out
@@ -33,17 +34,20 @@ class Replay:
         place (`tuple[int, ...]`): Number of the task, from 0, and for a nap the step of wake; part of the seed.
         accelerator (`Accelerator`): Spreads every batch over its processes.
         guard ([`StepGuard`]): Judges the loss of every step.
+        lora_config (`peft.LoraConfig`): Factors that are trained if `sleep_plasticity` is `"lora"`.
 
     Attributes:
         step (`int`): Steps done.
         accuracy_before (`float`): What the sleeper knew of the memories held out, for the report; NaN if unknown.
     """
 
-    def __init__(self, model, memory, reader, args, *, teacher, place, accelerator, guard):
+    def __init__(self, model, memory, reader, args, *, teacher, place, accelerator, guard, lora_config):
         self.memory, self.reader, self.args = memory, reader, args
         self.teacher, self.place, self.accelerator, self.guard = teacher, place, accelerator, guard
         self.bare = model
         set_plasticity(model, args.sleep_plasticity)
+        if args.sleep_plasticity == "lora":
+            inject(model, lora_config, accelerator, args.seed, *place, SLEEP)
         trained = copy.deepcopy(model) if shards(accelerator) else model
         groups = parameter_groups(
             trained, args.sleep_learning_rate, args.weight_decay, args.backbone_learning_rate_ratio
@@ -73,6 +77,7 @@ class Replay:
         self._settle()
         if self._average is not None:
             self._average.apply()
+        merge(self.bare)
 
     def mean_losses(self, phase: str = "nrem") -> list[float]:
         """Return total loss, cross-entropy and distillation of a phase, averaged over the last of its steps.
@@ -85,11 +90,13 @@ class Replay:
     def state_dict(self) -> dict:
         """Return all but the weights that the next step depends on, to be saved or copied before it is taken.
 
-        The weights are in the bare model then. All processes call this together.
+        The weights are in the bare model then, but factors of LoRA are in what is returned. All processes call this
+        together.
         """
         self._settle()
         return {
             "step": self.step,
+            "factors": factors(self.bare),
             "optimizer": optimizer_state(self.model, self.optimizer),
             "scheduler": self.scheduler.state_dict(),
             "average": {} if self._average is None else self._average.weights,
@@ -100,6 +107,7 @@ class Replay:
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from what `state_dict` returned."""
+        load_factors(self.bare, state["factors"])
         load_optimizer_state(self.model, self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.step, self.seconds_before = state["step"], state["seconds"]

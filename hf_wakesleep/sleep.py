@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass
 import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
+from peft import LoraConfig
 
 from .guard import StepGuard
 from .images import ImageReader
+from .lora import default_lora_config
 from .memory import SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .recall import held_out_accuracy, update_recall
@@ -53,7 +55,7 @@ class SleepReport:
         return asdict(self)
 
 
-def consolidate(
+def consolidate(  # noqa: PLR0913
     model: torch.nn.Module,
     memory: SemiParametricMemory,
     reader: ImageReader,
@@ -63,6 +65,7 @@ def consolidate(
     place: tuple[int, ...] = (0,),
     accelerator: Accelerator | None = None,
     guard: StepGuard | None = None,
+    lora_config: LoraConfig | None = None,
     state: dict | None = None,
     on_step_end: Callable[[Replay], object] | None = None,
 ) -> SleepReport:
@@ -83,6 +86,8 @@ def consolidate(
             it falls on; part of the seed.
         accelerator (`Accelerator`, *optional*): Needed for several processes and for mixed precision.
         guard ([`StepGuard`], *optional*): Judges the loss of every step; made from `args` if missing.
+        lora_config (`peft.LoraConfig`, *optional*): Factors that `sleep_plasticity="lora"` trains and merges; of rank
+            `lora_rank` in all linear layers if missing.
         state (`dict`, *optional*): What [`Replay.state_dict`] returned at some step; with the weights of that step in
             `model`, sleep goes on from there and ends as if it had never stopped.
         on_step_end (`Callable`, *optional*): Called with the [`Replay`] after every step.
@@ -91,7 +96,7 @@ def consolidate(
         [`SleepReport`].
 
     Raises:
-        ValueError: If the memory is empty.
+        ValueError: If the memory is empty, or the factors of `lora_config` cannot be merged or fit no layer.
         FloatingPointError: If a loss is not finite and `non_finite_loss` is `"stop"`.
         MemoryError: If the device has not enough memory.
     """
@@ -105,7 +110,17 @@ def consolidate(
     bare.__dict__.pop("_is_accelerate_prepared", None)  # a wrapper of wake knows only what wake trained
     guard = guard or StepGuard(args, accelerator)
     with _memory_advice("`sleep_batch_size`", args.sleep_batch_size):
-        replay = Replay(bare, memory, reader, args, teacher=teacher, place=place, accelerator=accelerator, guard=guard)
+        replay = Replay(
+            bare,
+            memory,
+            reader,
+            args,
+            teacher=teacher,
+            place=place,
+            accelerator=accelerator,
+            guard=guard,
+            lora_config=lora_config or default_lora_config(args.lora_rank),
+        )
         if state is not None:
             replay.load_state_dict(state)
     with _memory_advice("`per_device_eval_batch_size`", args.per_device_eval_batch_size):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from peft import LoraConfig
 from transformers import set_seed
 from transformers.trainer_utils import TrainOutput
 
@@ -30,6 +31,7 @@ from .codec import Codec
 from .guard import StepGuard
 from .history import HISTORY_NAME, History, TaskRecord
 from .images import TaskImages
+from .lora import WAKE, check_lora, default_lora_config, describe, inject, merge
 from .model_card import hyper_parameters
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .plasticity import set_plasticity
@@ -59,6 +61,8 @@ class ContinualTrainer(ClassifierTrainer):
         processing_class (`BaseImageProcessor`, *optional*): Image processor; made from the model's config if missing.
         codec ([`Codec`], *optional*): The codec of a new memory, such as a [`LearnedCodec`] fitted to images of the
             stream; made from `args` if missing. A model loaded from a stage brings its own.
+        lora_config (`peft.LoraConfig`, *optional*): Factors that plasticity `"lora"` trains, instead of those of rank
+            `lora_rank` in all linear layers of the backbone.
         kwargs: Passed on to `Trainer` (`callbacks`, `optimizer_cls_and_kwargs`, ...).
 
     Raises:
@@ -72,6 +76,7 @@ class ContinualTrainer(ClassifierTrainer):
         stream: TaskStream,
         processing_class=None,
         codec: Codec | None = None,
+        lora_config: LoraConfig | None = None,
         **kwargs,
     ):
         self.stream = stream
@@ -85,6 +90,13 @@ class ContinualTrainer(ClassifierTrainer):
         self._seconds_asleep = self._seconds_napping = 0.0
         self._is_inside_task = False
         super().__init__(model, args, processing_class, **kwargs)
+        self.lora_config = default_lora_config(args.lora_rank) if lora_config is None else lora_config
+        if "lora" in (args.wake_plasticity, args.sleep_plasticity):
+            check_lora(model, self.lora_config, self.accelerator)
+        elif lora_config is not None:
+            raise ValueError(
+                "`lora_config` is for `wake_plasticity` or `sleep_plasticity` 'lora', but neither is. Leave it out."
+            )
         self.task_number = len(self.history)
         self.guard = StepGuard(args, self.accelerator, self._signals)
         self.add_callback(GuardCallback(self))
@@ -156,6 +168,8 @@ class ContinualTrainer(ClassifierTrainer):
         if resume not in (None, False, True) and self.args.should_save:
             drop_later_checkpoints(checkpoints_of(output_dir, len(self.history)), checkpoint)
         self.history.protocol, self.history.settings = protocol, hyper_parameters(self.args)
+        if "lora" in (self.args.wake_plasticity, self.args.sleep_plasticity):
+            self.history.settings["lora_config"] = describe(self.lora_config)
         if self.memory is not None and self.memory.budget is not None:
             self._wake_pass().check_budget(self.tasks[len(self.history) :], self.memory)
         if self.args.forward_transfer and not len(self.history):
@@ -223,8 +237,10 @@ class ContinualTrainer(ClassifierTrainer):
             self.model.head.start_from_recall(len(self.model.config.classes) - len(record.new_classes))
         self.guard.exit_if_asked()
         set_seed(self.args.seed + number)
-        set_plasticity(self.model, self.args.wake_plasticity)
         self._sleep_state = load_sleep(checkpoint)
+        set_plasticity(self.model, self.args.wake_plasticity)
+        if self.args.wake_plasticity == "lora" and self._sleep_state is None:  # else merged before the checkpoint
+            inject(self.model, self.lora_config, self.accelerator, self.args.seed, number, WAKE)
         output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         self._unwrap()
         if self._sleep_report is None:
@@ -285,8 +301,9 @@ class ContinualTrainer(ClassifierTrainer):
         self.eval_dataset = self._eval_images(number + 1)
 
     def _unwrap(self) -> None:
-        """Hold a whole, bare model, as outside of the steps of wake and sleep."""
+        """Hold a whole, bare, plain model, as outside of the steps of wake and sleep."""
         self.model = unwrap(self.accelerator, self.model_wrapped)
+        merge(self.model)
         self.model_wrapped = self.callback_handler.model = self.model
 
     def _eval_images(self, num_tasks: int) -> dict[str, TaskImages]:
@@ -325,6 +342,7 @@ class ContinualTrainer(ClassifierTrainer):
                 place=(self.task_number,),
                 accelerator=self.accelerator,
                 guard=self.guard,
+                lora_config=self.lora_config,
                 state=self._sleep_state,
                 on_step_end=self._end_sleep_step,
             )
@@ -347,6 +365,7 @@ class ContinualTrainer(ClassifierTrainer):
             place=(self.task_number, self.state.global_step),
             accelerator=self.accelerator,
             guard=self.guard,
+            lora_config=self.lora_config,
         )
         self.model.load_state_dict(sleeper.state_dict())
         self._seconds_napping += time.perf_counter() - start
@@ -368,11 +387,11 @@ class ContinualTrainer(ClassifierTrainer):
 
     def _settle_recall(self) -> None:
         """Settle how far recall can be trusted after a task without sleep."""
-        if self.memory is not None and self.args.wake_plasticity == "full":
+        if self.memory is not None and self.args.wake_plasticity != "head":
             update_recall(self.model, self.memory, self.reader, self.args, self.task_number)
         elif self.args.recall_weight is not None:
             self.model.config.recall_weight = self.args.recall_weight
-        elif self.args.wake_plasticity == "full":
+        elif self.args.wake_plasticity != "head":
             self.model.config.recall_weight = 0.0  # statistics of features that are gone
 
     def _finish(self, record: TaskRecord) -> None:

@@ -16,6 +16,7 @@ WHOLE = {
     "sleep_every_n_steps": (0, MOST),
     "nap_steps": (1, MOST),
     "alignment_steps": (0, MOST),
+    "lora_rank": (1, MOST),
     "per_device_train_batch_size": (1, MOST),
 }
 CHOICES = (
@@ -80,8 +81,9 @@ class ContinualTrainingArguments(TrainingArguments):
     wake_plasticity: str = field(
         default="full",
         metadata={
-            "help": "What wake trains: 'full' (all weights) or 'head' (the classifier).",
-            "choices": ["full", "head"],
+            "help": "What wake trains: 'full' (all weights), 'head' (the classifier), or 'lora' (the classifier, and "
+            "low-rank factors of the backbone's weights, into which they are merged).",
+            "choices": ["full", "head", "lora"],
         },
     )
     head_init: str = field(
@@ -146,8 +148,15 @@ class ContinualTrainingArguments(TrainingArguments):
     sleep_plasticity: str = field(
         default="full",
         metadata={
-            "help": "What sleep trains: 'full' (all weights) or 'head' (the classifier).",
-            "choices": ["full", "head"],
+            "help": "What sleep trains: 'full' (all weights), 'head' (the classifier), or 'lora', as in wake.",
+            "choices": ["full", "head", "lora"],
+        },
+    )
+    lora_rank: int = field(
+        default=8,
+        metadata={
+            "help": "Rank of the factors that 'lora' puts into all linear layers of the backbone, unless the trainer "
+            "is given a `lora_config`."
         },
     )
     distillation_weight: float = field(
@@ -161,7 +170,8 @@ class ContinualTrainingArguments(TrainingArguments):
         default=0.05,
         metadata={
             "help": "Learning rate of the backbone over that of the head, awake and asleep: small for a pretrained "
-            "backbone, 1 for one from scratch."
+            "backbone, 1 for one from scratch. The factors of 'lora' take it too, and often want ten times as much as "
+            "all weights do."
         },
     )
     recall_weight: float | None = field(
@@ -219,6 +229,11 @@ class ContinualTrainingArguments(TrainingArguments):
                     f"`{name}` cannot be used: sleep follows the last step of wake, and every stage is evaluated. "
                     "Leave it out."
                 )
+        if self.sleep_every_n_steps and self.wake_plasticity == "lora":
+            raise ValueError(
+                "A nap changes the weights that the factors of `wake_plasticity='lora'` belong to. Pass "
+                "`sleep_every_n_steps=0`, or another plasticity."
+            )
         if self.memory_bytes == 0 and (self.sleep_steps or self.wake_replay or self.sleep_every_n_steps):
             raise ValueError(
                 "Sleep and wake replay read from memory, but `memory_budget` is 0. Pass `sleep_steps=0`, "

@@ -60,7 +60,7 @@ def _arguments(folder: Path) -> Iterator[Case]:
         *("learning_rate", "num_train_epochs", "weight_decay", "sleep_learning_rate", "distillation_weight"),
         *("distillation_temperature", "backbone_learning_rate_ratio", "crop_scale"),
     )
-    wholes = ("sleep_steps", "sleep_batch_size", "per_device_train_batch_size")
+    wholes = ("sleep_steps", "sleep_batch_size", "per_device_train_batch_size", "lora_rank")
     values = {
         **dict.fromkeys(numbers, bad),
         **dict.fromkeys(wholes, (*bad, 2.5, 2**40)),

@@ -51,6 +51,7 @@ ORDER = [
     "protocol",
     "processes",
     "shards",
+    "lora",
     "wake",
     "guard",
     "plasticity",

@@ -90,9 +90,9 @@ def run(folder: Path, processes: int, *accidents: str, **args) -> list[dict]:
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(processes)]
 
 
-@pytest.mark.parametrize("wake_plasticity", ["full", "head"])
-def test_two_processes_hold_the_same_and_write_what_one_writes(tmp_path, wake_plasticity):
-    settings = {"wake_plasticity": wake_plasticity, "per_device_train_batch_size": 16}
+@pytest.mark.parametrize("plasticity", ["full", "head", "lora"])
+def test_two_processes_hold_the_same_and_write_what_one_writes(tmp_path, plasticity):
+    settings = {"wake_plasticity": plasticity, "sleep_plasticity": plasticity, "per_device_train_batch_size": 16}
     both = run(tmp_path / "two", 2, **settings)
     assert both[0]["world"] == 2
     assert both[0] == both[1]

@@ -49,6 +49,7 @@ def test_every_field_has_help(field):
     [
         ("sleep_steps", -1),
         ("sleep_batch_size", 0),
+        ("lora_rank", 0),
         ("sleep_learning_rate", 0.0),
         ("distillation_weight", -0.1),
         ("distillation_temperature", 0.0),
