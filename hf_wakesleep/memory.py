@@ -24,13 +24,14 @@ from .codecs import make_codec
 from .configuration_wakesleep import check_class_names
 from .digests_wakesleep import DIGESTS_NAME, MEMORY_FILES, check_digests, file_digest
 from .files import read_json
+from .synapses import SYNAPSES_NAME, Synapses
 
 INDEX_BYTES = 8  # per code: its length, label and task
 LABEL_BYTES = 12  # per class: its entry, and that of a task, in the dictionaries of the file
 FILE_BYTES = 1024  # what a parquet file with rows holds beyond one without, and memory.json
 
 CODES_NAME, CODEC_NAME, MEMORY_NAME = "codes.parquet", "codec.safetensors", "memory.json"
-SEALED = (CODES_NAME, CODEC_NAME)  # their digests stand in memory.json
+SEALED = (CODES_NAME, CODEC_NAME, SYNAPSES_NAME)  # their digests stand in memory.json
 KEYS = {"codec", "settings", "budget", "statistics_bytes", "sha256"}  # of memory.json
 
 
@@ -43,17 +44,19 @@ class MemoryBytes:
         index (`int`): Length, label and task of every code, class names, file headers.
         codec (`int`): Weights of a codec that was fitted to the stream.
         statistics (`int`): What the model keeps beside its weights, such as recall's statistics.
+        masks (`int`): Which weights are frozen.
     """
 
     codes: int
     index: int
     codec: int
     statistics: int
+    masks: int
 
     @property
     def total(self) -> int:
         """Sum of all parts."""
-        return self.codes + self.index + self.codec + self.statistics
+        return self.codes + self.index + self.codec + self.statistics + self.masks
 
     def to_dict(self) -> dict[str, int]:
         """Return all parts and their total."""
@@ -71,6 +74,9 @@ class SemiParametricMemory:
         codec ([`Codec`]): Turns images into codes and back.
         budget (`int`, *optional*): Bytes that `num_bytes.total` may not exceed. `None` for no limit.
         classes (`Sequence[str]`, *optional*): Names of the classes, in the order of their labels.
+
+    Attributes:
+        synapses ([`Synapses`], *optional*): Which weights of the network are frozen; `None` where none ever are.
     """
 
     def __init__(self, codec: Codec, budget: int | None = None, classes: Sequence[str] = ()):
@@ -78,6 +84,7 @@ class SemiParametricMemory:
         self.budget = budget
         self.classes = list(classes)
         self.statistics_bytes = 0
+        self.synapses: Synapses | None = None
         self._codes = pa.array([], pa.large_binary())
         self._labels = np.zeros(0, dtype=np.int64)
         self._tasks = np.zeros(0, dtype=np.int32)
@@ -93,6 +100,7 @@ class SemiParametricMemory:
             index=INDEX_BYTES * len(self) + self._file_bytes(),
             codec=self.codec.num_bytes,
             statistics=self.statistics_bytes,
+            masks=self._masks_bytes,
         )
 
     @property
@@ -121,13 +129,7 @@ class SemiParametricMemory:
         Raises:
             ValueError: If the budget cannot hold a code of every class any more; nothing is changed then.
         """
-        before = self.classes, self.statistics_bytes
-        self.classes, self.statistics_bytes = self.classes + list(classes), statistics_bytes
-        try:
-            self._set(pa.chunked_array([self._codes]), self._labels, self._tasks)
-        except ValueError:
-            self.classes, self.statistics_bytes = before
-            raise
+        self._change(classes=self.classes + list(classes), statistics_bytes=statistics_bytes)
 
     def set_budget(self, budget: int | None) -> None:
         """Set another budget and, if it is smaller, drop what it does not hold.
@@ -135,12 +137,15 @@ class SemiParametricMemory:
         Raises:
             ValueError: If it cannot hold a code of every class; nothing is changed then.
         """
-        before, self.budget = self.budget, budget
-        try:
-            self._set(pa.chunked_array([self._codes]), self._labels, self._tasks)
-        except ValueError:
-            self.budget = before
-            raise
+        self._change(budget=budget)
+
+    def set_synapses(self, synapses: Synapses | None) -> None:
+        """Set which weights are frozen and, if that takes more bytes than before, drop codes that make room for it.
+
+        Raises:
+            ValueError: If the budget cannot hold a code of every class any more; nothing is changed then.
+        """
+        self._change(synapses=synapses)
 
     def write(self, codes: Sequence[bytes], labels: Sequence[int], task: int) -> None:
         """Add codes of one task, then shrink all classes alike until the budget holds.
@@ -198,22 +203,24 @@ class SemiParametricMemory:
         return BalancedDraw(self._labels, among)
 
     def checksum(self) -> int:
-        """Return a number that differs, almost surely, if codes, labels, tasks or class names do."""
+        """Return a number that differs, almost surely, if codes, labels, tasks, class names or synapses do."""
         total = zlib.crc32("\n".join(self.classes).encode())
         for column in (self._labels, self._tasks, self._code_sizes()):
             total = zlib.crc32(np.ascontiguousarray(column), total)
         for code in self._codes:
             total = zlib.crc32(code.as_buffer(), total)
-        return total
+        return total if self.synapses is None else self.synapses.checksum(total)
 
     def save(self, folder: str | Path) -> None:
-        """Write `codes.parquet`, `memory.json` and, if the codec has weights, `codec.safetensors`."""
+        """Write `codes.parquet`, `memory.json` and, where there are any, codec weights and synapses."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         _write_parquet(self._table(), folder / CODES_NAME)
         weights = self.codec.state_dict()
         if weights:
             save_file(weights, folder / CODEC_NAME)
+        if self.synapses is not None:
+            self.synapses.save(folder / SYNAPSES_NAME)
         settings = {
             "codec": self.codec.name,
             "settings": self.codec.settings(),
@@ -243,6 +250,7 @@ class SemiParametricMemory:
             table = _read_parquet(folder / CODES_NAME)
             memory = cls(codec, settings["budget"], Features.from_arrow_schema(table.schema)["label"].names)
             memory.statistics_bytes = settings["statistics_bytes"]
+            memory.synapses = Synapses.load(folder / SYNAPSES_NAME) if (folder / SYNAPSES_NAME).is_file() else None
             memory._codes = table["code"].combine_chunks().cast(pa.large_binary())
             memory._labels = table["label"].to_numpy().astype(np.int64)
             memory._tasks = table["task"].to_numpy().astype(np.int32)
@@ -274,6 +282,10 @@ class SemiParametricMemory:
         if not folder.is_dir():
             folder = Path(snapshot_download(name_or_path, allow_patterns=[DIGESTS_NAME, "memory/*"], **kwargs))
         return cls.load(folder / "memory")
+
+    @property
+    def _masks_bytes(self) -> int:
+        return 0 if self.synapses is None else self.synapses.num_bytes
 
     def _code_sizes(self) -> np.ndarray:
         return (
@@ -310,12 +322,23 @@ class SemiParametricMemory:
         if self.budget is not None and self.num_bytes.codes + INDEX_BYTES * len(self) > self.budget:
             raise ValueError(f"at most {self.budget:,} bytes of codes expected, got {self.num_bytes.codes:,}")
 
+    def _change(self, **attributes) -> None:
+        """Set attributes and drop what the budget then does not hold; set none if it cannot hold enough."""
+        before = {name: vars(self)[name] for name in attributes}
+        vars(self).update(attributes)
+        try:
+            self._set(pa.chunked_array([self._codes]), self._labels, self._tasks)
+        except ValueError:
+            vars(self).update(before)
+            raise
+
     def _set(self, codes: pa.ChunkedArray, labels: np.ndarray, tasks: np.ndarray) -> None:
         """Order codes, drop what the budget does not hold, and make the rest the content of the memory."""
         order = _order(codes, labels)
         if self.budget is not None:
             sizes = pc.binary_length(codes).to_numpy()
-            room = self.budget - self._file_bytes() - self.codec.num_bytes - self.statistics_bytes
+            kept = self.codec.num_bytes + self.statistics_bytes + self._masks_bytes
+            room = self.budget - self._file_bytes() - kept
             order = order[_fit(labels[order], sizes[order] + INDEX_BYTES, room, self.budget)]
         self._codes = codes.take(pa.array(order)).combine_chunks()
         self._labels, self._tasks = labels[order], tasks[order]
@@ -358,8 +381,8 @@ def _fit(labels: np.ndarray, sizes: np.ndarray, room: int, budget: int) -> np.nd
     if room < minimum:
         raise ValueError(
             f"`memory_budget` must hold at least one code per class: {minimum:,} bytes of codes for {len(starts)} "
-            f"classes and {budget - room:,} bytes for statistics, codec and file headers, got {budget:,}. Raise it "
-            "to hold them, or pass a codec with smaller codes."
+            f"classes and {budget - room:,} bytes for statistics, masks, codec and file headers, got {budget:,}. "
+            "Raise it to hold them, or pass a codec with smaller codes."
         )
     if per_class == 0:
         return np.isin(np.arange(len(labels)), smallest)

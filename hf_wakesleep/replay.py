@@ -14,7 +14,8 @@ from .augment import augment, seeded_generator
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .plasticity import parameter_groups, set_plasticity
 from .recall import held_out
-from .shards import load_optimizer_state, optimizer_state, shards, whole_state
+from .shards import check_whole, load_optimizer_state, optimizer_state, shards, whole_state
+from .synapses import FrozenEntries
 
 
 class Replay:
@@ -40,12 +41,17 @@ class Replay:
         self.memory, self.reader, self.args = memory, reader, args
         self.teacher, self.task, self.accelerator, self.guard = teacher, task, accelerator, guard
         self.bare = model
+        if memory.synapses is not None:
+            check_whole(accelerator)
+        self.frozen = FrozenEntries(model, memory.synapses)
         set_plasticity(model, args.sleep_plasticity)
         trained = copy.deepcopy(model) if shards(accelerator) else model
         groups = parameter_groups(
             trained, args.sleep_learning_rate, args.weight_decay, args.backbone_learning_rate_ratio
         )
-        self.model, self.optimizer = accelerator.prepare(trained, torch.optim.AdamW(groups, fused=True))
+        optimizer = torch.optim.AdamW(groups, fused=True)
+        self.frozen.attach(optimizer)
+        self.model, self.optimizer = accelerator.prepare(trained, optimizer)
         self.scheduler = get_scheduler("cosine", self.optimizer, args.sleep_steps // 10, args.sleep_steps)
         self.step, self.seconds_before = 0, 0.0
         self._start = time.perf_counter()
@@ -113,6 +119,7 @@ class Replay:
         if self.guard.accepts(f"step {step + 1} of the sleep after task {self.task + 1}"):
             accelerator.backward(loss * share)
             accelerator.unscale_gradients(self.optimizer)
+            self.frozen.mask_gradients()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), args.max_grad_norm or float("inf"))
             self.optimizer.step()
         self.scheduler.step()

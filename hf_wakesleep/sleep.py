@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +11,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from .guard import StepGuard
 from .images import ImageReader
+from .importance import freeze_synapses
 from .memory import SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .recall import update_recall
@@ -32,6 +33,8 @@ class SleepReport:
         recall_weight (`float`): Weight of recall in predictions from now on.
         held_out_accuracy (`float`): Accuracy on the memories that were held out of this sleep (the wake of their task
             has seen their images); NaN without such.
+        frozen_fraction (`float`): Share of all weights that is frozen from now on.
+        frozen (`dict[str, float]`): That share by the parts of the network; empty if nothing is ever frozen.
     """
 
     steps: int
@@ -42,10 +45,17 @@ class SleepReport:
     distillation: float
     recall_weight: float
     held_out_accuracy: float
+    frozen_fraction: float = 0.0
+    frozen: dict[str, float] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict:
         """Return all fields."""
         return asdict(self)
+
+    def scalars(self) -> dict[str, float]:
+        """Return all numbers, those of the parts by names such as `frozen/head`."""
+        fields = self.to_dict()
+        return {**fields, **{f"frozen/{part}": share for part, share in fields.pop("frozen").items()}}
 
 
 def consolidate(
@@ -61,7 +71,7 @@ def consolidate(
     state: dict | None = None,
     on_step_end: Callable[[Replay], object] | None = None,
 ) -> SleepReport:
-    """Sleep: replay memories of all classes into the network, then bring recall up to date.
+    """Sleep: replay memories of all classes into the network, bring recall up to date, and freeze what matters most.
 
     The loss of a step is cross-entropy over all classes plus `distillation_weight` times the divergence from the
     teacher on the classes that the teacher knows (Hinton et al. 2015). The number of steps is fixed, so a sleep costs
@@ -69,9 +79,9 @@ def consolidate(
 
     Args:
         model (`torch.nn.Module`): A [`WakeSleepForImageClassification`], bare or prepared by `accelerator`.
-        memory ([`SemiParametricMemory`]): Read, never written.
+        memory ([`SemiParametricMemory`]): Read; of its state only the synapses change, if `freeze_fraction` says so.
         reader ([`ImageReader`]): Turns decoded images into the model's input.
-        args ([`ContinualTrainingArguments`]): `sleep_*`, `distillation_*`, `augmentation`, `recall_weight`, ...
+        args ([`ContinualTrainingArguments`]): `sleep_*`, `distillation_*`, `augmentation`, `freeze_fraction`, ...
         teacher ([`WakeSleepForImageClassification`], *optional*): The network to stay close to.
         task (`int`, defaults to 0): Number of the task, from 0; part of the seed.
         accelerator (`Accelerator`, *optional*): Needed for several processes and for mixed precision.
@@ -104,6 +114,9 @@ def consolidate(
         replay.run(on_step_end)
     with _memory_advice("`per_device_eval_batch_size`", args.per_device_eval_batch_size):
         accuracy = update_recall(bare, memory, reader, args)
+        if args.freeze_fraction:
+            memory.set_synapses(freeze_synapses(bare, memory, reader, args, task))
+    frozen_fraction, frozen = (0.0, {}) if memory.synapses is None else memory.synapses.shares(bare)
     loss, cross_entropy, distillation = replay.mean_losses()
     return SleepReport(
         steps=args.sleep_steps,
@@ -114,6 +127,8 @@ def consolidate(
         distillation=distillation,
         recall_weight=bare.config.recall_weight,
         held_out_accuracy=accuracy,
+        frozen_fraction=frozen_fraction,
+        frozen=frozen,
     )
 
 
