@@ -79,8 +79,8 @@ class TaskRecord:
             "memory_bytes": set(self.memory_bytes) == {*MEMORY_PARTS, "total"},
             **{name: type(value) is int and 0 <= value < 2**63 for name, value in counts.items()},
             **{name: _is_seconds(getattr(self, name)) for name in ("wake_seconds", "sleep_seconds")},
-            **{name: isinstance(getattr(self, name), dict) for name in ("sleep", "fingerprint")},
-            "frozen": not isinstance(self.sleep, dict) or _are_shares(self.sleep.get("frozen", {})),
+            "fingerprint": isinstance(self.fingerprint, dict),
+            "sleep": isinstance(self.sleep, dict) and _are_shares(self.sleep.get("frozen", {})),
         }
         wrong = [name for name, holds in checks.items() if not holds]
         if wrong:

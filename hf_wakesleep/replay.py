@@ -35,6 +35,7 @@ class Replay:
 
     Attributes:
         step (`int`): Steps done.
+        frozen ([`FrozenEntries`]): Holds what is frozen; `frozen.restore(model)` puts it into a model that was merged.
     """
 
     def __init__(self, model, memory, reader, args, *, teacher, task, accelerator, guard):

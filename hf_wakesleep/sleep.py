@@ -54,8 +54,9 @@ class SleepReport:
 
     def scalars(self) -> dict[str, float]:
         """Return all numbers, those of the parts by names such as `frozen/head`."""
-        fields = self.to_dict()
-        return {**fields, **{f"frozen/{part}": share for part, share in fields.pop("frozen").items()}}
+        scalars = self.to_dict()
+        frozen = scalars.pop("frozen")
+        return scalars | {f"frozen/{part}": share for part, share in frozen.items()}
 
 
 def consolidate(

@@ -10,8 +10,8 @@ from accelerate.utils import DistributedType
 from conftest import NAMES
 from safetensors.torch import save_file
 from test_processes import run
-from test_resume import stop_at, train_until
-from test_trainer import assert_same_end, make_stream, make_trainer  # noqa: F401, F811
+from test_resume import stop_at
+from test_trainer import StopAt, StopError, assert_same_end, make_stream, make_trainer  # noqa: F401, F811
 from transformers import Adafactor
 
 from hf_wakesleep import (
@@ -21,6 +21,7 @@ from hf_wakesleep import (
     WakeSleepForImageClassification,
     consolidate,
 )
+from hf_wakesleep.checkpoint import find_checkpoints
 from hf_wakesleep.digests_wakesleep import write_digests
 from hf_wakesleep.replay import Replay
 from hf_wakesleep.shards import check_whole
@@ -187,6 +188,7 @@ def test_each_sleep_freezes_more_and_moves_nothing_that_is_frozen(asleep, make_a
     assert_kept(synapses, before, model)
     assert 0.2 < first.frozen_fraction <= 0.3
     assert first.frozen_fraction < second.frozen_fraction < 0.6
+    assert all(isinstance(value, int | float) for value in second.scalars().values())
     assert second.scalars()["frozen/head"] == second.frozen["head"] >= first.frozen["head"]
     masks = memory.synapses.masks(model)
     assert all((masks[name] | ~mask).all() for name, mask in synapses.masks(model).items())
@@ -210,7 +212,7 @@ def load_stage(folder) -> tuple[WakeSleepForImageClassification, Synapses]:
 
 LOOPS = {
     "AdamW": ({"weight_decay": 0.1, "gradient_accumulation_steps": 2, "max_grad_norm": 0.1, "bf16": True}, None),
-    "SGD": ({"wake_replay": True}, (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1})),
+    "SGD": ({"weight_decay": 0.1, "wake_replay": True}, (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9})),
 }
 
 
@@ -233,23 +235,32 @@ def test_a_run_keeps_what_is_frozen_and_counts_every_byte(make_model, make_args,
     assert (tmp_path / "out" / "synapses.png").exists()
 
 
-def test_a_stop_asleep_changes_no_mask_and_a_stage_keeps_its_own(make_trainer, tmp_path, monkeypatch):  # noqa: F811
+def test_a_run_stopped_awake_and_asleep_ends_with_the_same_masks(make_trainer, monkeypatch):  # noqa: F811
     settings = {**FREEZING, "sleep_steps": 6, "save_strategy": "steps", "save_steps": 4}
-    whole = make_trainer(output_dir="whole", **settings)
+    whole, stopped, resumed, again = (
+        make_trainer(output_dir=name, **settings) for name in ("whole", "stopped", "stopped", "stopped")
+    )
     whole.train()
-    stopped = make_trainer(output_dir="stopped", **settings)
-    train_until(monkeypatch, stopped, Replay, "_take_step", stop_at(12, Replay._take_step))
-    resumed = make_trainer(output_dir="stopped", **settings)
-    resumed.train(resume_from_checkpoint=True)
-    assert_same_end(whole, resumed)
-    assert whole.memory.checksum() == resumed.memory.checksum()
+    stopped.add_callback(StopAt(stopped, task=1, step=5))
+    with pytest.raises(StopError):
+        stopped.train()
+    monkeypatch.setattr(Replay, "_take_step", stop_at(6, Replay._take_step))
+    with pytest.raises(RuntimeError):
+        resumed.train(resume_from_checkpoint=True)
+    assert find_checkpoints(resumed.checkpoints_folder)[-1].name == "checkpoint-11"
+    monkeypatch.undo()
+    again.train(resume_from_checkpoint=True)
+    assert_same_end(whole, again)
+    assert whole.memory.checksum() == again.memory.checksum()
 
+
+def test_a_stage_keeps_what_is_frozen_and_is_refused_with_masks_of_another(make_trainer, tmp_path):  # noqa: F811
+    make_trainer(output_dir="whole", **FREEZING).train()
     before, synapses = load_stage(tmp_path / "whole" / "task-01")
     continued = make_trainer(output_dir="next", model=copy.deepcopy(before))
     continued.train()
     assert_kept(synapses, before, continued.model)
     assert continued.memory.synapses.checksum() == synapses.grow(count_entries(continued.model)).checksum()
-
     stage = tmp_path / "whole" / "task-01"
     memory = SemiParametricMemory.from_pretrained(str(stage))
     memory.synapses = Synapses.free({"other": 8})
