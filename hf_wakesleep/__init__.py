@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .model_card import CardFacts, collect_facts, render_model_card
     from .modeling_wakesleep import WakeSleepOutput
     from .sleep import SleepReport, consolidate
+    from .synapses import Synapses
     from .tasks import ClassIncrementalStream, DomainIncrementalStream, Task, TaskStream
     from .trainer import ContinualTrainer
     from .training_args import ContinualTrainingArguments
@@ -47,6 +48,7 @@ _MODULES = {
     "model_card": ["CardFacts", "collect_facts", "render_model_card"],
     "modeling_wakesleep": ["WakeSleepOutput"],
     "sleep": ["SleepReport", "consolidate"],
+    "synapses": ["Synapses"],
     "tasks": ["ClassIncrementalStream", "DomainIncrementalStream", "Task", "TaskStream"],
     "trainer": ["ContinualTrainer"],
     "training_args": ["ContinualTrainingArguments"],
@@ -71,6 +73,7 @@ __all__ = [
     "SemiParametricMemory",
     "SleepCallback",
     "SleepReport",
+    "Synapses",
     "Task",
     "TaskStream",
     "WakeSleepConfig",

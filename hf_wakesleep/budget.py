@@ -17,17 +17,19 @@ class MemoryBytes:
         index (`int`): Length, label and task of every code, class names, file headers.
         codec (`int`): Weights of a codec that was fitted to the stream.
         statistics (`int`): What the model keeps beside its weights, such as recall's statistics.
+        masks (`int`): Which weights are frozen.
     """
 
     codes: int
     index: int
     codec: int
     statistics: int
+    masks: int
 
     @property
     def total(self) -> int:
         """Sum of all parts."""
-        return self.codes + self.index + self.codec + self.statistics
+        return self.codes + self.index + self.codec + self.statistics + self.masks
 
     def to_dict(self) -> dict[str, int]:
         """Return all parts and their total."""
@@ -82,8 +84,8 @@ def fitting(labels: np.ndarray, sizes: np.ndarray, room: int, budget: int) -> np
     if room < minimum:
         raise ValueError(
             f"`memory_budget` must hold at least one code per class: {minimum:,} bytes of codes for {len(starts)} "
-            f"classes and {budget - room:,} bytes for statistics, codec and file headers, got {budget:,}. Raise it "
-            "to hold them, or pass a codec with smaller codes."
+            f"classes and {budget - room:,} bytes for statistics, masks, codec and file headers, got {budget:,}. "
+            "Raise it to hold them, or pass a codec with smaller codes."
         )
     if per_class == 0:
         return np.isin(np.arange(len(labels)), smallest)

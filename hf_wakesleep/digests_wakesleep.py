@@ -8,7 +8,12 @@ from pathlib import Path
 
 DIGESTS_NAME = "digests.json"
 WEIGHT_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")  # what `from_pretrained` reads
-MEMORY_FILES = ("memory/codes.parquet", "memory/codec.safetensors", "memory/memory.json")
+MEMORY_FILES = (
+    "memory/codes.parquet",
+    "memory/codec.safetensors",
+    "memory/synapses.safetensors",
+    "memory/memory.json",
+)
 HISTORY_FILES = ("history.json",)
 SEALED_FILES = (*WEIGHT_FILES, *MEMORY_FILES, *HISTORY_FILES, "preprocessor_config.json", "*_wakesleep.py")
 

@@ -11,6 +11,7 @@ from .files import read_json, write_whole
 
 HISTORY_NAME = "history.json"
 COUNTS = ("num_train_images", "num_eval_images", "num_codes", "wake_images", "sleep_images")  # of a record
+MEMORY_PARTS = ("codes", "index", "codec", "statistics", "masks")
 
 
 @dataclass
@@ -28,7 +29,7 @@ class TaskRecord:
             on it; empty if not measured.
         before_accuracy (`float`): a[i-1][i] of forward transfer, NaN if not measured.
         untrained_accuracy (`float`): b[i] of forward transfer, NaN if not measured.
-        memory_bytes (`dict[str, int]`): `codes`, `index`, `codec`, `statistics`, `total`.
+        memory_bytes (`dict[str, int]`): Bytes of each of `MEMORY_PARTS`, and their `total`.
         num_codes (`int`): Codes in memory.
         recall_weight (`float`): Weight of recall in predictions.
         wake_seconds (`float`): Seconds awake.
@@ -89,10 +90,11 @@ class TaskRecord:
             "before_accuracy": _is_share(self.before_accuracy),
             "untrained_accuracy": _is_share(self.untrained_accuracy),
             "recall_weight": _is_share(self.recall_weight),
-            "memory_bytes": set(self.memory_bytes) == {"codes", "index", "codec", "statistics", "total"},
+            "memory_bytes": set(self.memory_bytes) == {*MEMORY_PARTS, "total"},
             **{name: type(value) is int and 0 <= value < 2**63 for name, value in counts.items()},
             **{name: _is_seconds(getattr(self, name)) for name in ("wake_seconds", "sleep_seconds")},
-            **{name: isinstance(getattr(self, name), dict) for name in ("sleep", "fingerprint")},
+            "fingerprint": isinstance(self.fingerprint, dict),
+            "sleep": isinstance(self.sleep, dict) and _are_shares(self.sleep.get("frozen", {})),
         }
         wrong = [name for name, holds in checks.items() if not holds]
         if wrong:
@@ -259,6 +261,10 @@ def _none_to_nan(value):
 def _is_share(value) -> bool:
     """Whether a value is a number in [0, 1], or NaN for one that is not known."""
     return isinstance(value, float | int) and not isinstance(value, bool) and (math.isnan(value) or 0 <= value <= 1)
+
+
+def _are_shares(values) -> bool:
+    return isinstance(values, dict) and all(map(_is_share, values.values()))
 
 
 def _is_seconds(value) -> bool:

@@ -15,6 +15,7 @@ from .code_table import INDEX_BYTES, CodeTable
 from .codec import Codec, CodecError
 from .digests_wakesleep import DIGESTS_NAME
 from .memory_files import MemoryFiles, file_bytes
+from .synapses import Synapses
 
 
 class SemiParametricMemory:
@@ -29,6 +30,9 @@ class SemiParametricMemory:
         codec ([`Codec`]): Turns images into codes and back.
         budget (`int`, *optional*): Bytes that `num_bytes.total` may not exceed. `None` for no limit.
         classes (`Sequence[str]`, *optional*): Names of the classes, in the order of their labels.
+
+    Attributes:
+        synapses ([`Synapses`], *optional*): Which weights of the network are frozen; `None` where none ever are.
     """
 
     def __init__(self, codec: Codec, budget: int | None = None, classes: Sequence[str] = ()):
@@ -37,6 +41,7 @@ class SemiParametricMemory:
         self.classes = list(classes)
         self.statistics_bytes = 0
         self._table = CodeTable.of()
+        self.synapses: Synapses | None = None
 
     def __len__(self) -> int:
         return len(self._table)
@@ -49,6 +54,7 @@ class SemiParametricMemory:
             index=INDEX_BYTES * len(self) + file_bytes(self.classes),
             codec=self.codec.num_bytes,
             statistics=self.statistics_bytes,
+            masks=self._masks_bytes,
         )
 
     @property
@@ -77,13 +83,7 @@ class SemiParametricMemory:
         Raises:
             ValueError: If the budget cannot hold a code of every class any more; nothing is changed then.
         """
-        before = self.classes, self.statistics_bytes
-        self.classes, self.statistics_bytes = self.classes + list(classes), statistics_bytes
-        try:
-            self._set(self._table, np.arange(len(self)))
-        except ValueError:
-            self.classes, self.statistics_bytes = before
-            raise
+        self._change(classes=self.classes + list(classes), statistics_bytes=statistics_bytes)
 
     def set_budget(self, budget: int | None) -> None:
         """Set another budget and, if it is smaller, drop what it does not hold.
@@ -91,12 +91,15 @@ class SemiParametricMemory:
         Raises:
             ValueError: If it cannot hold a code of every class; nothing is changed then.
         """
-        before, self.budget = self.budget, budget
-        try:
-            self._set(self._table, np.arange(len(self)))
-        except ValueError:
-            self.budget = before
-            raise
+        self._change(budget=budget)
+
+    def set_synapses(self, synapses: Synapses | None) -> None:
+        """Set which weights are frozen and, if that takes more bytes than before, drop codes that make room for it.
+
+        Raises:
+            ValueError: If the budget cannot hold a code of every class any more; nothing is changed then.
+        """
+        self._change(synapses=synapses)
 
     def write(
         self, codes: Sequence[bytes], labels: Sequence[int], task: int, ranks: Sequence[int] | None = None
@@ -160,17 +163,18 @@ class SemiParametricMemory:
         return BalancedDraw(self.labels, among)
 
     def checksum(self) -> int:
-        """Return a number that differs, almost surely, if codes, labels, tasks or class names do."""
+        """Return a number that differs, almost surely, if codes, labels, tasks, class names or synapses do."""
         total = zlib.crc32("\n".join(self.classes).encode())
         for column in (self.labels, self.tasks, self._table.sizes):
             total = zlib.crc32(np.ascontiguousarray(column), total)
         for code in self._table.codes:
             total = zlib.crc32(code.as_buffer(), total)
-        return total
+        return total if self.synapses is None else self.synapses.checksum(total)
 
     def save(self, folder: str | Path) -> None:
-        """Write `codes.parquet`, `memory.json` and, if the codec has weights, `codec.safetensors`."""
-        MemoryFiles(self.codec, self._table, self.classes, self.budget, self.statistics_bytes).write(Path(folder))
+        """Write `codes.parquet`, `memory.json` and, where there are any, codec weights and synapses."""
+        files = MemoryFiles(self.codec, self._table, self.classes, self.budget, self.statistics_bytes, self.synapses)
+        files.write(Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> "SemiParametricMemory":
@@ -182,6 +186,7 @@ class SemiParametricMemory:
         files = MemoryFiles.read(Path(folder))
         memory = cls(files.codec, files.budget, files.classes)
         memory.statistics_bytes, memory._table = files.statistics_bytes, files.table
+        memory.synapses = files.synapses
         return memory
 
     @classmethod
@@ -197,9 +202,24 @@ class SemiParametricMemory:
             folder = Path(snapshot_download(name_or_path, allow_patterns=[DIGESTS_NAME, "memory/*"], **kwargs))
         return cls.load(folder / "memory")
 
+    @property
+    def _masks_bytes(self) -> int:
+        return 0 if self.synapses is None else self.synapses.num_bytes
+
+    def _change(self, **attributes) -> None:
+        """Set attributes and drop what the budget then does not hold; set none if it cannot hold enough."""
+        before = {name: vars(self)[name] for name in attributes}
+        vars(self).update(attributes)
+        try:
+            self._set(self._table, np.arange(len(self)))
+        except ValueError:
+            vars(self).update(before)
+            raise
+
     def _set(self, table: CodeTable, order: np.ndarray) -> None:
         """Drop what the budget does not hold of a table in some order, and make the rest the content of the memory."""
         if self.budget is not None:
-            room = self.budget - file_bytes(self.classes) - self.codec.num_bytes - self.statistics_bytes
+            kept = self.codec.num_bytes + self.statistics_bytes + self._masks_bytes
+            room = self.budget - file_bytes(self.classes) - kept
             order = order[fitting(table.labels[order], table.sizes[order] + INDEX_BYTES, room, self.budget)]
         self._table = table.take(order)

@@ -1,4 +1,4 @@
-"""MemoryFiles: `codes.parquet`, `codec.safetensors` and `memory.json` in one folder, written and read with checks."""
+"""MemoryFiles: `codes.parquet`, `memory.json`, weights of a codec and synapses in one folder, with checks."""
 
 import json
 from collections.abc import Sequence
@@ -17,9 +17,10 @@ from .codecs import make_codec
 from .configuration_wakesleep import check_class_names
 from .digests_wakesleep import MEMORY_FILES, check_digests, file_digest
 from .files import read_json
+from .synapses import SYNAPSES_NAME, Synapses
 
 CODES_NAME, CODEC_NAME, MEMORY_NAME = "codes.parquet", "codec.safetensors", "memory.json"
-SEALED = (CODES_NAME, CODEC_NAME)  # their digests stand in memory.json
+SEALED = (CODES_NAME, CODEC_NAME, SYNAPSES_NAME)  # their digests stand in memory.json
 KEYS = {"codec", "settings", "budget", "statistics_bytes", "sha256"}  # of memory.json
 LABEL_BYTES = 12  # per class: its entry, and that of a task, in the dictionaries of the file
 FILE_BYTES = 1024  # what a parquet file with rows holds beyond one without, and memory.json
@@ -35,6 +36,7 @@ class MemoryFiles:
         classes (`Sequence[str]`): Names of the classes, in the order of their labels.
         budget (`int`, *optional*): Bytes that all may not exceed.
         statistics_bytes (`int`): Bytes that the model keeps beside its weights.
+        synapses ([`Synapses`], *optional*): Which weights are frozen.
     """
 
     codec: Codec
@@ -42,6 +44,7 @@ class MemoryFiles:
     classes: Sequence[str]
     budget: int | None
     statistics_bytes: int
+    synapses: Synapses | None = None
 
     def write(self, folder: Path) -> None:
         """Write all files into a folder, which is made if it is missing."""
@@ -50,6 +53,8 @@ class MemoryFiles:
         weights = self.codec.state_dict()
         if weights:
             save_file(weights, folder / CODEC_NAME)
+        if self.synapses is not None:
+            self.synapses.save(folder / SYNAPSES_NAME)
         settings = {
             "codec": self.codec.name,
             "settings": self.codec.settings(),
@@ -77,7 +82,8 @@ class MemoryFiles:
             weights = load_file(folder / CODEC_NAME) if (folder / CODEC_NAME).is_file() else None
             codec = make_codec(settings["codec"], state_dict=weights, **settings["settings"])
             table, classes = _read_parquet(folder / CODES_NAME)
-            files = cls(codec, table, classes, settings["budget"], settings["statistics_bytes"])
+            synapses = Synapses.load(folder / SYNAPSES_NAME) if (folder / SYNAPSES_NAME).is_file() else None
+            files = cls(codec, table, classes, settings["budget"], settings["statistics_bytes"], synapses)
             files._check()
         except (
             OSError,

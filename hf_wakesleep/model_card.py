@@ -237,6 +237,11 @@ def _arguments(values: dict) -> str:
     return ", ".join(_code(f"{name}={value!r}") for name, value in sorted(values.items()))
 
 
+def _parts(shares: dict[str, float]) -> list[tuple[str, float]]:
+    """Return the parts of a network in the order of their names, block 2 before block 10."""
+    return sorted(shares.items(), key=lambda item: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", item[0])])
+
+
 def _fold(card: str) -> str:
     """Fold every table of more than `LONG` rows."""
     folded = "<details><summary>Show the table</summary>\n\n\\g<0>\n</details>\n"
@@ -247,5 +252,6 @@ def _fold(card: str) -> str:
 def _template() -> Template:
     options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     environment = Environment(loader=PackageLoader(__package__), undefined=StrictUndefined, **options)
-    environment.filters |= {"number": _number, "text": _text, "code": _code, "names": _names, "arguments": _arguments}
+    environment.filters |= {"number": _number, "text": _text, "code": _code, "names": _names}
+    environment.filters |= {"arguments": _arguments, "parts": _parts}
     return environment.get_template("model_card.md.jinja")

@@ -1,4 +1,4 @@
-"""history.png: the accuracy matrix, accuracy and forgetting over tasks, and the bytes of memory."""
+"""Plots: what `history.json` says of accuracy, forgetting and memory, and of how much of the network is frozen."""
 
 import io
 from pathlib import Path
@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .files import write_whole
-from .history import History
+from .history import MEMORY_PARTS, History
 
-HISTORY_PLOT_NAME = "history.png"
+HISTORY_PLOT_NAME, SYNAPSES_PLOT_NAME = "history.png", "synapses.png"
 
 
 def plot_history(history: History) -> Figure:
@@ -27,6 +27,26 @@ def save_history_plot(history: History, folder: str | Path) -> None:
     picture = io.BytesIO()
     plot_history(history).savefig(picture, format="png", dpi=110)
     write_whole(Path(folder) / HISTORY_PLOT_NAME, picture.getvalue())
+
+
+def plot_synapses(parts: dict[str, float]) -> Figure:
+    """Return a figure with the share of each part of the network that is frozen."""
+    figure = Figure(figsize=(7, 1.2 + 0.25 * len(parts)), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(list(parts), [100 * share for share in parts.values()])
+    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.invert_yaxis()
+    axes.set(title="frozen", xlabel="% of the weights of a part", xlim=(0, 108))
+    return figure
+
+
+def save_synapses_plot(history: History, folder: str | Path) -> None:
+    """Write `synapses.png`, whole or not at all, if the last sleep left anything frozen."""
+    parts = history.records[-1].sleep.get("frozen")
+    if parts:
+        picture = io.BytesIO()
+        plot_synapses(parts).savefig(picture, format="png", dpi=110)
+        write_whole(Path(folder) / SYNAPSES_PLOT_NAME, picture.getvalue())
 
 
 def _plot_matrix(axes, history: History) -> None:
@@ -60,7 +80,7 @@ def _plot_curves(axes, history: History) -> None:
 def _plot_memory(axes, history: History) -> None:
     tasks = np.arange(len(history))
     bottom = np.zeros(len(history))
-    for part in ("codes", "index", "codec", "statistics"):
+    for part in MEMORY_PARTS:
         kilobytes = np.asarray([record.memory_bytes[part] / 1000 for record in history.records])
         axes.bar(tasks, kilobytes, bottom=bottom, label=part)
         bottom += kilobytes

@@ -66,7 +66,7 @@ def update_recall(
         kept_back.append((features[out], labels[out]))
     features, labels = (torch.cat(parts) for parts in zip(*kept_back, strict=True))
     if args.alignment_steps and not is_frozen:
-        align_classifier(model, args, task)
+        align_classifier(model, args, task, memory.synapses)
     if len(labels):
         accuracy = _fit_recall_weight(model, features, labels, args.recall_weight)
         recall.update(features, labels)

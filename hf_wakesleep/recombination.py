@@ -6,6 +6,7 @@ from torchvision.transforms import v2
 
 from .augment import seeded_generator
 from .modeling_wakesleep import WakeSleepForImageClassification
+from .synapses import FrozenEntries, Synapses
 from .training_args import ContinualTrainingArguments
 
 MIXUP_ALPHA = 0.4  # of the Beta distribution of the mixing weight; 1.0, the uniform one, for cutmix
@@ -49,7 +50,12 @@ def recombine(
     return mix(pixel_values, labels)
 
 
-def align_classifier(model: WakeSleepForImageClassification, args: ContinualTrainingArguments, task: int) -> float:
+def align_classifier(
+    model: WakeSleepForImageClassification,
+    args: ContinualTrainingArguments,
+    task: int,
+    synapses: Synapses | None = None,
+) -> float:
     """Train the classifier alone on feature vectors drawn around the class means of recall.
 
     Each step draws `SAMPLES_PER_CLASS` vectors per class from the Gaussian of the class mean and the covariance that
@@ -59,6 +65,7 @@ def align_classifier(model: WakeSleepForImageClassification, args: ContinualTrai
         model ([`WakeSleepForImageClassification`]): Its classifier is trained, nothing else.
         args ([`ContinualTrainingArguments`]): `alignment_steps`, `sleep_learning_rate`, `label_smoothing_factor`, ...
         task (`int`): Number of the task, from 0; part of the seed.
+        synapses ([`Synapses`], *optional*): What is frozen, and stays.
 
     Returns:
         `float`: Cross-entropy of the last step.
@@ -72,6 +79,7 @@ def align_classifier(model: WakeSleepForImageClassification, args: ContinualTrai
     generator = seeded_generator(args.seed, task)
     parameters = list(classifier.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=args.sleep_learning_rate, weight_decay=0.0)
+    FrozenEntries(model, synapses).attach(optimizer)
     loss = recall.means.new_zeros(())
     with torch.enable_grad():
         for _ in range(args.alignment_steps):

@@ -17,7 +17,8 @@ from .modeling_wakesleep import WakeSleepForImageClassification
 from .plasticity import parameter_groups, set_plasticity
 from .recall import held_out
 from .recombination import is_rem, recombine
-from .shards import load_optimizer_state, optimizer_state, shards, whole_state
+from .shards import check_whole, load_optimizer_state, optimizer_state, shards, whole_state
+from .synapses import FrozenEntries
 
 
 class Replay:
@@ -39,12 +40,16 @@ class Replay:
     Attributes:
         step (`int`): Steps done.
         accuracy_before (`float`): What the sleeper knew of the memories held out, for the report; NaN if unknown.
+        frozen ([`FrozenEntries`]): Holds what is frozen; `frozen.restore(model)` puts it into a model that was merged.
     """
 
     def __init__(self, model, memory, reader, args, *, teacher, place, accelerator, guard, lora_config):
         self.memory, self.reader, self.args = memory, reader, args
         self.teacher, self.place, self.accelerator, self.guard = teacher, place, accelerator, guard
         self.bare = model
+        if memory.synapses is not None:
+            check_whole(accelerator)
+        self.frozen = FrozenEntries(model, memory.synapses)
         set_plasticity(model, args.sleep_plasticity)
         if args.sleep_plasticity == "lora":
             inject(model, lora_config, accelerator, args.seed, *place, SLEEP)
@@ -52,7 +57,9 @@ class Replay:
         groups = parameter_groups(
             trained, args.sleep_learning_rate, args.weight_decay, args.backbone_learning_rate_ratio
         )
-        self.model, self.optimizer = accelerator.prepare(trained, torch.optim.AdamW(groups, fused=True))
+        optimizer = torch.optim.AdamW(groups, fused=True)
+        self.frozen.attach(optimizer)
+        self.model, self.optimizer = accelerator.prepare(trained, optimizer)
         self.scheduler = get_scheduler(
             args.sleep_lr_scheduler_type, self.optimizer, args.sleep_steps // 10, args.sleep_steps
         )
@@ -78,6 +85,7 @@ class Replay:
         if self._average is not None:
             self._average.apply()
         merge(self.bare)
+        self.frozen.restore()
 
     def mean_losses(self, phase: str = "nrem") -> list[float]:
         """Return total loss, cross-entropy and distillation of a phase, averaged over the last of its steps.
@@ -142,6 +150,7 @@ class Replay:
         if self.guard.accepts(f"step {step + 1} of the sleep after task {self.place[0] + 1}"):
             accelerator.backward(loss * share)
             accelerator.unscale_gradients(self.optimizer)
+            self.frozen.mask_gradients()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), args.max_grad_norm or float("inf"))
             self.optimizer.step()
             if self._average is not None:

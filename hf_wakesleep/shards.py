@@ -37,6 +37,20 @@ def check_sharding(accelerator: Accelerator) -> None:
         )
 
 
+def check_whole(accelerator: Accelerator) -> None:
+    """Check that models stay whole while they are trained, so that single weights can be held frozen.
+
+    Raises:
+        ValueError: If not.
+    """
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            "Expected a model that is whole on every process, since some of its weights are frozen, but it is trained "
+            f"with {accelerator.distributed_type.value}. Pass `freeze_fraction=0` and a stage without frozen weights, "
+            "or train without shards."
+        )
+
+
 def shards(accelerator: Accelerator) -> bool:
     """Whether `accelerator.prepare` spreads a model over processes."""
     return accelerator.distributed_type == DistributedType.FSDP

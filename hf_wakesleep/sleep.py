@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +13,7 @@ from peft import LoraConfig
 
 from .guard import StepGuard
 from .images import ImageReader
+from .importance import freeze_synapses
 from .lora import default_lora_config
 from .memory import SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
@@ -37,6 +38,8 @@ class SleepReport:
         held_out_accuracy_before (`float`): Accuracy, before it, on the memories that are held out of this sleep (the
             wake of their task has seen their images); NaN without such.
         held_out_accuracy (`float`): The same after it.
+        frozen_fraction (`float`): Share of all weights that is frozen from now on.
+        frozen (`dict[str, float]`): That share by the parts of the network; empty if nothing is ever frozen.
     """
 
     steps: int
@@ -49,10 +52,18 @@ class SleepReport:
     recall_weight: float
     held_out_accuracy_before: float
     held_out_accuracy: float
+    frozen_fraction: float = 0.0
+    frozen: dict[str, float] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict:
         """Return all fields."""
         return asdict(self)
+
+    def scalars(self) -> dict[str, float]:
+        """Return all numbers, those of the parts by names such as `frozen/head`."""
+        scalars = self.to_dict()
+        frozen = scalars.pop("frozen")
+        return scalars | {f"frozen/{part}": share for part, share in frozen.items()}
 
 
 def consolidate(  # noqa: PLR0913
@@ -69,7 +80,7 @@ def consolidate(  # noqa: PLR0913
     state: dict | None = None,
     on_step_end: Callable[[Replay], object] | None = None,
 ) -> SleepReport:
-    """Sleep: replay memories of all classes into the network, then bring recall up to date.
+    """Sleep: replay memories of all classes into the network, bring recall up to date, and freeze what matters most.
 
     A step is NREM or REM, in `sleep_cycles` cycles of which the last `rem_share` is REM. The loss in NREM is
     cross-entropy over all classes plus `distillation_weight` times the divergence from the teacher on the classes that
@@ -78,9 +89,9 @@ def consolidate(  # noqa: PLR0913
 
     Args:
         model (`torch.nn.Module`): A [`WakeSleepForImageClassification`], bare or prepared by `accelerator`.
-        memory ([`SemiParametricMemory`]): Read, never written.
+        memory ([`SemiParametricMemory`]): Read; of its state only the synapses change, if `freeze_fraction` says so.
         reader ([`ImageReader`]): Turns decoded images into the model's input.
-        args ([`ContinualTrainingArguments`]): `sleep_*`, `distillation_*`, `augmentation`, `recall_weight`, ...
+        args ([`ContinualTrainingArguments`]): `sleep_*`, `distillation_*`, `augmentation`, `freeze_fraction`, ...
         teacher ([`WakeSleepForImageClassification`], *optional*): The network to stay close to.
         place (`tuple[int, ...]`, defaults to `(0,)`): Number of the task, from 0, and for a nap the step of wake that
             it falls on; part of the seed.
@@ -130,6 +141,9 @@ def consolidate(  # noqa: PLR0913
         replay.run(on_step_end)
     with _memory_advice("`per_device_eval_batch_size`", args.per_device_eval_batch_size):
         accuracy = math.nan if is_nap else update_recall(bare, memory, reader, args, place[0])
+        if args.freeze_fraction and not is_nap:
+            memory.set_synapses(freeze_synapses(bare, memory, reader, args, place[0]))
+    frozen_fraction, frozen = (0.0, {}) if memory.synapses is None else memory.synapses.shares(bare)
     loss, cross_entropy, distillation = replay.mean_losses()
     return SleepReport(
         steps=args.sleep_steps,
@@ -142,6 +156,8 @@ def consolidate(  # noqa: PLR0913
         recall_weight=bare.config.recall_weight,
         held_out_accuracy_before=replay.accuracy_before,
         held_out_accuracy=accuracy,
+        frozen_fraction=frozen_fraction,
+        frozen=frozen,
     )
 
 

@@ -17,7 +17,7 @@ from .history import HISTORY_NAME, History
 from .memory import SemiParametricMemory
 from .model_card import collect_facts, render_model_card
 from .modeling_wakesleep import WakeSleepForImageClassification
-from .plots import save_history_plot
+from .plots import HISTORY_PLOT_NAME, SYNAPSES_PLOT_NAME, save_history_plot, save_synapses_plot
 from .training_args import ContinualTrainingArguments
 
 MEMORY_FOLDER, CARD_NAME = "memory", "README.md"
@@ -30,9 +30,11 @@ STAGE_FILES = (  # all that a stage holds, and all that is ever published of it
     CARD_NAME,
     DIGESTS_NAME,
     HISTORY_NAME,
-    "history.png",
+    HISTORY_PLOT_NAME,
+    SYNAPSES_PLOT_NAME,
     "memory/*",
 )
+UNREAD_FILES = (CARD_NAME, HISTORY_PLOT_NAME, SYNAPSES_PLOT_NAME)
 _STAGE = re.compile(r"task-\d{2,}").fullmatch
 
 
@@ -64,6 +66,7 @@ class Stage:
         self.processor.save_pretrained(temporary)
         self.history.save(temporary)
         save_history_plot(self.history, temporary)
+        save_synapses_plot(self.history, temporary)
         facts = collect_facts(self.model, self.history, self.memory, repo_id=self.repo_id)
         (temporary / CARD_NAME).write_text(render_model_card(facts), encoding="utf-8")
         if self.memory is not None:
@@ -106,7 +109,7 @@ def stage_folder(model: WakeSleepForImageClassification) -> Path:
     folder = Path(model.name_or_path)
     if folder.is_dir() or not model.name_or_path:
         return folder
-    patterns = [pattern for pattern in STAGE_FILES if pattern not in (CARD_NAME, "history.png")]
+    patterns = [pattern for pattern in STAGE_FILES if pattern not in UNREAD_FILES]
     return Path(snapshot_download(str(folder), revision=model.stage_revision, allow_patterns=patterns))
 
 
@@ -201,6 +204,8 @@ def _check_fit(
                 f"Expected a memory of {what} {expected} in {folder}, got another. Its files are of different stages; "
                 "copy or download it again."
             )
+    if memory.synapses is not None:
+        memory.synapses.check(model)
 
 
 def _check_codec(codec: Codec, args: ContinualTrainingArguments) -> None:

@@ -32,18 +32,20 @@ from .guard import StepGuard
 from .history import HISTORY_NAME, History, TaskRecord
 from .images import TaskImages
 from .lora import WAKE, check_lora, default_lora_config, describe, inject, merge
+from .memory import MemoryBytes
 from .model_card import hyper_parameters
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .plasticity import set_plasticity
-from .plots import save_history_plot
+from .plots import save_history_plot, save_synapses_plot
 from .processes import check_equal, checksums
 from .protocol import align_tasks, check_same_run, make_protocol
 from .recall import update_recall
 from .replay import Replay, snapshot
-from .shards import unwrap
+from .shards import check_whole, unwrap
 from .signals import StopSignals
 from .sleep import SleepReport, consolidate
 from .stage import Stage, find_stages, initial_state, load_stage_state, stage_name
+from .synapses import FrozenEntries, count_entries, make_room
 from .tasks import Task, TaskStream
 from .training_args import ContinualTrainingArguments
 from .wake import WakePass, add_memories
@@ -89,6 +91,7 @@ class ContinualTrainer(ClassifierTrainer):
         self._micro_step = (0, 0)
         self._seconds_asleep = self._seconds_napping = 0.0
         self._is_inside_task = False
+        self._frozen = FrozenEntries(model, None)
         super().__init__(model, args, processing_class, **kwargs)
         self.lora_config = default_lora_config(args.lora_rank) if lora_config is None else lora_config
         if "lora" in (args.wake_plasticity, args.sleep_plasticity):
@@ -167,6 +170,8 @@ class ContinualTrainer(ClassifierTrainer):
             )
         if resume not in (None, False, True) and self.args.should_save:
             drop_later_checkpoints(checkpoints_of(output_dir, len(self.history)), checkpoint)
+        if self.memory is not None and (self.args.freeze_fraction or self.memory.synapses is not None):
+            check_whole(self.accelerator)
         self.history.protocol, self.history.settings = protocol, hyper_parameters(self.args)
         if "lora" in (self.args.wake_plasticity, self.args.sleep_plasticity):
             self.history.settings["lora_config"] = describe(self.lora_config)
@@ -237,6 +242,7 @@ class ContinualTrainer(ClassifierTrainer):
             self.model.head.start_from_recall(len(self.model.config.classes) - len(record.new_classes))
         self.guard.exit_if_asked()
         set_seed(self.args.seed + number)
+        self._frozen = FrozenEntries(self.model, None if self.memory is None else self.memory.synapses)
         self._sleep_state = load_sleep(checkpoint)
         set_plasticity(self.model, self.args.wake_plasticity)
         if self.args.wake_plasticity == "lora" and self._sleep_state is None:  # else merged before the checkpoint
@@ -297,6 +303,9 @@ class ContinualTrainer(ClassifierTrainer):
         self.model.grow(new, seeded_generator(self.args.seed, number))
         if self.memory is not None:
             self.memory.add_classes(new, self.model.head.recall.num_bytes)
+            room = make_room(self.memory.synapses, count_entries(self.model), self.args.freeze_fraction)
+            if room is not None:
+                self.memory.set_synapses(room)
         self.train_dataset = self._images_of(task, self.model.config.label2id)[0]
         self.eval_dataset = self._eval_images(number + 1)
 
@@ -304,6 +313,7 @@ class ContinualTrainer(ClassifierTrainer):
         """Hold a whole, bare, plain model, as outside of the steps of wake and sleep."""
         self.model = unwrap(self.accelerator, self.model_wrapped)
         merge(self.model)
+        self._frozen.restore(self.model)
         self.model_wrapped = self.callback_handler.model = self.model
 
     def _eval_images(self, num_tasks: int) -> dict[str, TaskImages]:
@@ -346,7 +356,7 @@ class ContinualTrainer(ClassifierTrainer):
                 state=self._sleep_state,
                 on_step_end=self._end_sleep_step,
             )
-            self.log({f"sleep_{name}": value for name, value in self._sleep_report.to_dict().items()})
+            self.log({f"sleep_{name}": value for name, value in self._sleep_report.scalars().items()})
         self._seconds_asleep = time.perf_counter() - start
 
     def nap(self) -> None:
@@ -400,9 +410,9 @@ class ContinualTrainer(ClassifierTrainer):
             check_equal(self.accelerator, checksums(self.model, self.memory), f"after {self.task_name}")
         record.accuracy = self._accuracies("eval")
         record.recall_weight = self.model.config.recall_weight
-        statistics = self.model.head.recall.num_bytes
         if self.memory is None:
-            record.memory_bytes = {"codes": 0, "index": 0, "codec": 0, "statistics": statistics, "total": statistics}
+            statistics = self.model.head.recall.num_bytes
+            record.memory_bytes = MemoryBytes(0, 0, 0, statistics, 0).to_dict()
         else:
             record.memory_bytes, record.num_codes = self.memory.num_bytes.to_dict(), len(self.memory)
         self.history.records.append(record)
@@ -426,8 +436,17 @@ class ContinualTrainer(ClassifierTrainer):
             self.history.save(self.args.output_dir)
             if len(self.history):
                 save_history_plot(self.history, self.args.output_dir)
+                save_synapses_plot(self.history, self.args.output_dir)
 
     # Hooks of Trainer
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """Let a new optimizer keep what is frozen as it is."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new:
+            self._frozen.attach(optimizer)
+        return optimizer
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """Augment the batch, and add memories to it if `wake_replay` says so, before the usual step."""
@@ -441,6 +460,7 @@ class ContinualTrainer(ClassifierTrainer):
             inputs["pixel_values"], self.args.augmentation, self.args.crop_scale, seeded_generator(*place)
         )
         loss = super().training_step(model, {**inputs, "pixel_values": pixel_values}, num_items_in_batch)
+        self._frozen.mask_gradients()
         self.guard.watch(loss)
         return loss
 

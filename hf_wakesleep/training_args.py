@@ -16,6 +16,7 @@ WHOLE = {
     "sleep_every_n_steps": (0, MOST),
     "nap_steps": (1, MOST),
     "alignment_steps": (0, MOST),
+    "importance_images": (1, MOST),
     "lora_rank": (1, MOST),
     "per_device_train_batch_size": (1, MOST),
 }
@@ -41,6 +42,7 @@ NUMBERS = {
     "rem_share": (lambda value: 0 <= value <= 1, "in [0, 1]"),
     "sleep_average": (lambda value: 0 <= value < 1, "in [0, 1)"),
     "crop_scale": (lambda value: 0 < value <= 1, "in (0, 1]"),
+    "freeze_fraction": (lambda value: 0 <= value < 1, "in [0, 1)"),
 }
 
 
@@ -166,6 +168,17 @@ class ContinualTrainingArguments(TrainingArguments):
     distillation_temperature: float = field(
         default=2.0, metadata={"help": "Temperature of both softmaxes in distillation."}
     )
+    freeze_fraction: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the entries of every weight tensor that each sleep freezes for good, the most important "
+            "for all classes so far, in addition to those frozen before; 0 freezes no more. Costs one bit of the "
+            "memory budget per weight."
+        },
+    )
+    importance_images: int = field(
+        default=256, metadata={"help": "Memories on which a sleep measures what is important, if it freezes."}
+    )
     backbone_learning_rate_ratio: float = field(
         default=0.05,
         metadata={
@@ -238,6 +251,12 @@ class ContinualTrainingArguments(TrainingArguments):
             raise ValueError(
                 "Sleep and wake replay read from memory, but `memory_budget` is 0. Pass `sleep_steps=0`, "
                 "`sleep_every_n_steps=0` and `wake_replay=False`, or a budget."
+            )
+
+        if self.freeze_fraction and not self.sleep_steps:
+            raise ValueError(
+                f"A sleep freezes what is important, but `sleep_steps` is 0, got `freeze_fraction` "
+                f"{self.freeze_fraction}. Pass `freeze_fraction=0`, or let it sleep."
             )
 
     def _check_numbers(self) -> None:

@@ -15,6 +15,7 @@ from .images import ImageReader, TaskImages
 from .labels import label_array
 from .memory import SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
+from .synapses import count_entries, make_room
 from .tasks import Task
 from .training_args import ContinualTrainingArguments
 
@@ -62,7 +63,7 @@ class WakePass:
             memory.write(codes, code_labels, task, ranks)
 
     def check_budget(self, tasks: Sequence[Task], memory: SemiParametricMemory) -> None:
-        """Try whether the budget can hold one code of every class, old and to come, with recall's statistics.
+        """Try whether the budget can hold one code of every class, old and to come, with all that the network needs.
 
         Args:
             tasks (`Sequence[Task]`): The tasks to come; the first image of each of their classes is encoded.
@@ -83,6 +84,8 @@ class WakePass:
         statistics_bytes = recall.num_bytes + recall.bytes_per_class * len(new)
         trial = copy.copy(memory)
         trial.budget = None
+        entries = count_entries(self.model, len(new))
+        trial.synapses = make_room(memory.synapses, entries, self.args.freeze_fraction)
         trial.add_classes(new, statistics_bytes)
         trial.budget = memory.budget
         trial.write(codes, range(len(memory.classes), len(trial.classes)), task=0)

@@ -39,7 +39,7 @@ def make_history(rows=((0.9,), (0.7, 0.8), (0.5, 0.6, 0.9))) -> History:
             accuracy=list(row),
             before_accuracy=math.nan if number == 1 else 0.6,
             untrained_accuracy=math.nan if number == 1 else 0.5,
-            memory_bytes={"codes": 10, "index": 5, "codec": 0, "statistics": 5, "total": 20},
+            memory_bytes={"codes": 10, "index": 5, "codec": 0, "statistics": 5, "masks": 0, "total": 20},
             num_codes=number,
             wake_seconds=1.5,
             wake_images=100,

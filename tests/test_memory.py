@@ -73,9 +73,9 @@ def test_every_byte_of_webp_codes_is_counted(tmp_path):
 
 
 def test_num_bytes_adds_up():
-    parts = MemoryBytes(codes=1, index=2, codec=3, statistics=4)
-    assert parts.total == 10
-    assert parts.to_dict() == {"codes": 1, "index": 2, "codec": 3, "statistics": 4, "total": 10}
+    parts = MemoryBytes(codes=1, index=2, codec=3, statistics=4, masks=5)
+    assert parts.total == 15
+    assert parts.to_dict() == {"codes": 1, "index": 2, "codec": 3, "statistics": 4, "masks": 5, "total": 15}
     memory = filled()
     assert memory.num_bytes.codes == 15 * (5 + 192)
     assert memory.num_bytes.statistics == 100

@@ -47,7 +47,7 @@ def make_history(class_lists, accuracy=None, **stream) -> History:
             accuracy=[0.9 - 0.1 * (number - task) / len(class_lists) for task in range(1, number + 1)],
             before_accuracy=0.6 if number > 1 else math.nan,
             untrained_accuracy=0.5 if number > 1 else math.nan,
-            memory_bytes={"codes": 9000, "index": 800, "codec": 0, "statistics": 700, "total": 10500},
+            memory_bytes={"codes": 9000, "index": 800, "codec": 0, "statistics": 700, "masks": 0, "total": 10500},
             num_codes=2 * number,
             recall_weight=0.25,
             wake_images=200,
@@ -95,7 +95,7 @@ def test_the_card_says_what_was_learned_how_well_and_how(make_facts, make_args):
     assert "| task-02 | 86.7% | 90.0% | | 88.3% | 88.3% |" in card
     assert "| forgetting | 5.0% |" in card
     assert "| forward transfer | 10.0% |" in card
-    assert "| bytes | 0 | 9,000 | 800 | 700 | 10,500 |" in card
+    assert "| bytes | 0 | 9,000 | 800 | 0 | 700 | 10,500 |" in card
     assert "the codes of 8 of the 300 training images" in card
     assert (
         "2 to 2 per class, 2.0 on average. The budget is 20,000,000 bytes, the codec `webp` with `quality=50`" in card

@@ -56,6 +56,9 @@ def test_every_field_has_help(field):
         ("backbone_learning_rate_ratio", -1.0),
         ("recall_weight", 1.1),
         ("crop_scale", 0.0),
+        ("freeze_fraction", 1.0),
+        ("freeze_fraction", -0.1),
+        ("importance_images", 0),
         ("codec", "jpeg"),
         ("wake_plasticity", "half"),
         ("sleep_plasticity", "none"),
@@ -83,6 +86,7 @@ def test_sleep_without_memory_is_refused(tmp_path):
         ),
         ({"prediction_loss_only": True}, "`prediction_loss_only` cannot be used"),
         ({"memory_budget": -5}, "Expected a size"),
+        ({"freeze_fraction": 0.1, "sleep_steps": 0}, "A sleep freezes what is important"),
     ],
 )
 def test_arguments_that_do_not_fit_together_are_refused(tmp_path, changes, message):
