@@ -17,6 +17,7 @@ counts as memory. Each run becomes one file in `runs`, and is not run again; tab
 import argparse
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -119,6 +120,8 @@ def perform(run: Run, place: Place, folder: Path) -> None:
     partial.write_text(json.dumps(record, indent=1) + "\n")
     partial.replace(path)
     shutil.rmtree(place.scratch / run.name, ignore_errors=True)
+    with suppress(OSError):  # stages of another run
+        place.scratch.rmdir()
     accuracy, seconds = 100 * record["pooled_accuracy"][-1], record["seconds"]
     print(f"{run.name}: pooled accuracy {accuracy:.1f} in {seconds:.0f} s", flush=True)
 

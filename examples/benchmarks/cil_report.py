@@ -16,12 +16,13 @@ COSTS = ("memory kB", "images", "s per task", "images per s", "seeds")
 
 
 def group(records: list[dict]) -> dict[tuple, list[dict]]:
-    """Return records by label, budget and scale of the learning rate, in the order in which they first come."""
+    """Return records by label, budget and scale of the learning rate, the most accurate first."""
     groups: dict[tuple, list[dict]] = {}
     for record in records:
         run = record["run"]
         groups.setdefault((run["label"], run["budget"], run["lr_scale"]), []).append(record)
-    return groups
+    ranked = sorted(groups, key=lambda key: -np.mean([record["pooled_accuracy"][-1] for record in groups[key]]))
+    return {key: groups[key] for key in ranked}
 
 
 def name_of(key: tuple) -> str:
@@ -70,6 +71,7 @@ def plot_over_tasks(groups: dict[tuple, list[dict]], value: str, label: str, fac
         axes.plot(tasks, curves.mean(axis=0), marker="o", **style)
         axes.fill_between(tasks, curves.min(axis=0), curves.max(axis=0), alpha=0.15, color=style["color"])
     axes.set(xlabel="after task", ylabel=label, ylim=(0, None))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     return figure
