@@ -184,7 +184,7 @@ def test_each_sleep_freezes_more_and_moves_nothing_that_is_frozen(asleep, make_a
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
     first = consolidate(model, memory, reader, args, accelerator=accelerator)
     before, synapses = copy.deepcopy(model), memory.synapses
-    second = consolidate(model, memory, reader, args, task=1, accelerator=accelerator)
+    second = consolidate(model, memory, reader, args, place=(1,), accelerator=accelerator)
     assert_kept(synapses, before, model)
     assert 0.2 < first.frozen_fraction <= 0.3
     assert first.frozen_fraction < second.frozen_fraction < 0.6
