@@ -73,7 +73,7 @@ class ContinualTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Quality of the codec, 0..100, if it has one. Its own by default."}
     )
     memory_selection: str = field(
-        default="reservoir",
+        default="herding",
         metadata={
             "help": "Which images of a class are kept when the memory is full: 'reservoir' (a uniform sample) or "
             "'herding' (those whose features together are nearest to the mean of all).",

@@ -20,6 +20,7 @@ from transformers import AutoModelForImageClassification, ViTConfig, set_seed
 
 from hf_wakesleep import (
     ClassIncrementalStream,
+    Codec,
     ContinualTrainer,
     ContinualTrainingArguments,
     History,
@@ -61,17 +62,15 @@ class Mutation:
 # Runs
 
 
-def make_run(folder: Path, seed: int, classes: range, codec: str = "webp") -> TaskStream:
+def make_run(folder: Path, seed: int, classes: range, codec: Codec | None = None) -> TaskStream:
     """Train two tasks of one class each, save their stages in `folder`, and return the stream of three tasks."""
     set_seed(seed)
     vit = ViTConfig(image_size=8, patch_size=4, hidden_size=16, intermediate_size=32, num_hidden_layers=1)
     vit.num_attention_heads = 2
     model = WakeSleepForImageClassification(WakeSleepConfig(backbone_config=vit, pooling="mean", image_size=8))
     stream = ClassIncrementalStream(digits_of(classes, 6), num_tasks=3, seed=seed)
-    args = ContinualTrainingArguments(
-        str(folder), **{**FAST, "sleep_steps": 1, "codec": codec, "memory_budget": "1MB", "seed": seed}
-    )
-    ContinualTrainer(model, args, TaskStream(stream[:2], stream.protocol)).train()
+    args = ContinualTrainingArguments(str(folder), **{**FAST, "sleep_steps": 1, "memory_budget": "1MB", "seed": seed})
+    ContinualTrainer(model, args, TaskStream(stream[:2], stream.protocol), codec=codec).train()
     return stream
 
 

@@ -11,6 +11,7 @@ import pytest
 from conftest import digits_of
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from hf_wakesleep import LearnedNetworks, WakeSleepForImageClassification
 
@@ -136,3 +137,23 @@ def test_rate_and_distortion_of_all_codecs_are_compared(tmp_path):
     assert set(curves) == {"learned", "WebP", "JPEG", "AVIF"}
     assert all(size > 0 for curve in curves.values() for size, _ in curve)
     assert done.stdout.startswith("learned")
+
+
+def test_the_cost_of_decoding_is_a_share_of_a_step(tmp_path):
+    script = [sys.executable, str(EXAMPLES / "benchmarks" / "decoding.py"), "--batch_size", "2", "--image_size", "32"]
+    done = run([*script, "--repetitions", "1"], tmp_path)
+    assert [line.split(" | ")[0] for line in done.stdout.splitlines()[3:5]] == ["| learned", "| webp"]
+
+
+def test_selections_are_compared_over_class_orders(tmp_path):
+    vit = ViTConfig(image_size=8, patch_size=4, hidden_size=16, intermediate_size=32, num_hidden_layers=1)
+    vit.num_attention_heads = 2
+    for part in (ViTModel(vit), ViTImageProcessor()):
+        part.save_pretrained(tmp_path / "vit")
+    digits_of(range(4), 8).to_parquet(tmp_path / "digits.parquet")
+    script = [sys.executable, str(EXAMPLES / "benchmarks" / "selection.py"), "--image_size", "8", "--num_tasks", "2"]
+    files = ["--train_file", "digits.parquet", "--test_file", "digits.parquet", "--backbone", "vit"]
+    run([*script, *files, "--budgets", "4000", "5000", "--seeds", "1", "2", "--output_dir", "out"], tmp_path)
+    found = json.loads((tmp_path / "out" / "selection.json").read_text())
+    assert set(found) == {"reservoir", "sample", "herding"}
+    assert all(len(run) == 2 for budgets in found.values() for runs in budgets.values() for run in runs)

@@ -7,7 +7,16 @@ import pytest
 import torch
 from datasets import load_dataset
 
-from hf_wakesleep import ClassIncrementalStream, ContinualTrainer, WakeSleepForImageClassification
+from hf_wakesleep import (
+    ClassIncrementalStream,
+    ContinualTrainer,
+    LearnedCodec,
+    SemiParametricMemory,
+    WakeSleepForImageClassification,
+    WebPCodec,
+)
+from hf_wakesleep.images import ImageReader, TaskImages, make_image_processor
+from hf_wakesleep.recall import update_recall
 
 SHARED = Path(__file__).parents[2] / "shared"
 PHOTOS = SHARED / "data" / "caltech101"
@@ -40,3 +49,42 @@ def test_recall_on_a_frozen_pretrained_backbone_does_not_depend_on_the_order(pho
         scores.append(trainer.history.summary()["pooled_accuracy"])
     assert scores[0] == pytest.approx(scores[1], abs=0.006)
     assert scores[0] > 0.7
+
+
+@pytest.fixture
+def seen(photos):
+    """Return a frozen pretrained model of ten classes, a reader, training images with labels, and test features."""
+    model = WakeSleepForImageClassification.from_backbone(str(BACKBONE), image_size=128).eval()
+    names = photos["train"].features["label"].names[:10]
+    model.grow(names)
+    reader = ImageReader(make_image_processor(model.config))
+    parts = []
+    for split in ("train", "test"):
+        images = TaskImages(photos[split], model.config.label2id, split)
+        parts.append(reader.read([images[row] for row in range(len(images))]))
+    return model, reader, parts[0], (features_of(model, reader, parts[1][0]), parts[1][1])
+
+
+@torch.no_grad()
+def features_of(model, reader, images):
+    return torch.cat([model.extract_features(reader.normalise(part)) for part in images.split(64)])
+
+
+def test_recall_from_decoded_memories_loses_a_few_points_to_that_from_the_originals(seen, make_args, record_property):
+    """Distances of class means are relative to their spread, the mean distance of a class from the mean of all."""
+    model, reader, (images, labels), (test_features, test_labels) = seen
+    recall = model.head.recall
+    recall.update(features_of(model, reader, images), labels)
+    means = recall.means.clone()
+    spread = (means - means.mean(dim=0)).norm(dim=1).mean()
+    original = (recall(test_features).argmax(dim=-1) == test_labels).float().mean().item()
+    assert original > 0.9
+    for codec, most_lost, most_apart in ((WebPCodec(1), 0.08, 0.7), (LearnedCodec(30), 0.09, 0.9)):
+        memory = SemiParametricMemory(codec, None, model.config.classes)
+        memory.write(codec.encode(images), labels.numpy(), task=0)
+        update_recall(model, memory, reader, make_args(wake_plasticity="full", recall_weight=1.0))
+        lost = original - (recall(test_features).argmax(dim=-1) == test_labels).float().mean().item()
+        apart = ((recall.means - means).norm(dim=1).mean() / spread).item()
+        record_property(codec.name, {"bytes": memory.num_bytes.codes / len(memory), "lost": lost, "apart": apart})
+        assert lost < most_lost
+        assert apart < most_apart
