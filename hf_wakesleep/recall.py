@@ -55,7 +55,7 @@ def update_recall(
         `float`: Accuracy of the mix on the held-out memories before they entered the statistics; NaN without such.
     """
     recall = model.head.recall
-    is_frozen = args.wake_plasticity == args.sleep_plasticity == "head"
+    is_frozen = args.wake_plasticity_of(task) == args.sleep_plasticity == "head"
     originals = copy.deepcopy(recall.state_dict()) if is_frozen else None
     recall.reset()
     kept_back, accuracy = [], float("nan")

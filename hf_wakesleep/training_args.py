@@ -23,6 +23,7 @@ WHOLE = {
 CHOICES = (
     "augmentation",
     "codec",
+    "first_wake_plasticity",
     "head_init",
     "memory_selection",
     "non_finite_loss",
@@ -85,6 +86,14 @@ class ContinualTrainingArguments(TrainingArguments):
         metadata={
             "help": "What wake trains: 'full' (all weights), 'head' (the classifier), or 'lora' (the classifier, and "
             "low-rank factors of the backbone's weights, into which they are merged).",
+            "choices": ["full", "head", "lora"],
+        },
+    )
+    first_wake_plasticity: str | None = field(
+        default=None,
+        metadata={
+            "help": "The same for the first task alone, such as 'full' for a backbone from scratch. By default as for "
+            "the others.",
             "choices": ["full", "head", "lora"],
         },
     )
@@ -231,7 +240,7 @@ class ContinualTrainingArguments(TrainingArguments):
         self._check_numbers()
         for name in CHOICES:
             choices = self.__dataclass_fields__[name].metadata["choices"]
-            if getattr(self, name) not in [*choices, *([None] if name == "codec" else [])]:
+            if getattr(self, name) not in [*choices, self.__dataclass_fields__[name].default]:
                 raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
         parse_bytes(self.memory_budget)
         if self.codec_quality is not None and self.codec == "raw":
@@ -242,7 +251,7 @@ class ContinualTrainingArguments(TrainingArguments):
                     f"`{name}` cannot be used: sleep follows the last step of wake, and every stage is evaluated. "
                     "Leave it out."
                 )
-        if self.sleep_every_n_steps and self.wake_plasticity == "lora":
+        if self.sleep_every_n_steps and "lora" in (self.wake_plasticity, self.first_wake_plasticity):
             raise ValueError(
                 "A nap changes the weights that the factors of `wake_plasticity='lora'` belong to. Pass "
                 "`sleep_every_n_steps=0`, or another plasticity."
@@ -281,6 +290,15 @@ class ContinualTrainingArguments(TrainingArguments):
                 isinstance(value, bool) or not isinstance(value, kind) or not 0 <= value <= most
             ):
                 raise ValueError(f"`{name}` must be in [0, {most}], got {value!r}.")
+
+    def wake_plasticity_of(self, task: int) -> str:
+        """Return what wake trains in a task, from 0."""
+        return self.first_wake_plasticity or self.wake_plasticity if task == 0 else self.wake_plasticity
+
+    @property
+    def plasticities(self) -> set[str]:
+        """All kinds of plasticity of a run."""
+        return {self.wake_plasticity_of(0), self.wake_plasticity, self.sleep_plasticity}
 
     @property
     def shows_progress(self) -> bool:

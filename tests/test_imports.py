@@ -63,6 +63,7 @@ ORDER = [
     "sleep",
     "classifier_trainer",
     "callbacks",
+    "task_trainer",
     "trainer",
 ]
 

@@ -13,7 +13,7 @@ from test_resume import StopError, stop_at
 from test_trainer import assert_same_end, make_stream, make_trainer  # noqa: F401
 from transformers import TimmWrapperConfig, TrainerCallback
 
-from hf_wakesleep import ContinualTrainer, WakeSleepForImageClassification, consolidate, lora, trainer
+from hf_wakesleep import ContinualTrainer, WakeSleepForImageClassification, consolidate, lora, task_trainer
 from hf_wakesleep.checkpoint import find_checkpoints, load_sleep
 from hf_wakesleep.lora import FACTORS_NAME, check_lora, factors, inject, merge, read_factors, without_factors
 from hf_wakesleep.plasticity import parameter_groups, set_plasticity
@@ -179,7 +179,7 @@ def test_a_description_names_the_rank_and_what_is_not_the_default():
 
 def test_recall_follows_a_backbone_that_wake_has_changed(make_trainer, make_model, monkeypatch):  # noqa: F811
     updated = []
-    monkeypatch.setattr(trainer, "update_recall", lambda model, *args: updated.append(tree(model)))
+    monkeypatch.setattr(task_trainer, "update_recall", lambda model, *args: updated.append(tree(model)))
     awake = make_trainer(wake_plasticity="lora", sleep_steps=0)
     awake.train()
     assert updated
