@@ -192,7 +192,7 @@ def test_each_sleep_freezes_more_and_moves_nothing_that_is_frozen(asleep, make_a
     assert second.scalars()["frozen/head"] == second.frozen["head"] >= first.frozen["head"]
     masks = memory.synapses.masks(model)
     assert all((masks[name] | ~mask).all() for name, mask in synapses.masks(model).items())
-    third = consolidate(model, memory, reader, never, task=2, accelerator=accelerator)
+    third = consolidate(model, memory, reader, never, place=(2,), accelerator=accelerator)
     assert third.frozen_fraction == second.frozen_fraction
 
 
