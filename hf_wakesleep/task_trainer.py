@@ -150,6 +150,7 @@ class TaskTrainer(ClassifierTrainer):
     def _accuracies(self, prefix: str) -> list[float]:
         """Evaluate on every task so far, NaN where its images are not at hand; log under the prefix."""
         metrics = self.evaluate(metric_key_prefix=prefix)
+        self._unwrap()  # a model prepared for evaluation would not be prepared for training any more
         return [
             math.nan if task is None else metrics[f"{prefix}_{stage_name(number)}_accuracy"]
             for number, task in enumerate(self.tasks[: self.task_number + 1])

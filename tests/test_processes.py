@@ -173,7 +173,10 @@ def test_the_launch_file_of_fsdp_trains_on_two_gpus(tmp_path):
 
 def test_the_launch_file_of_two_cpu_processes_starts_two(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text("from accelerate import Accelerator; print('processes', Accelerator(cpu=True).num_processes)")
+    script.write_text(
+        "import os; from accelerate import Accelerator\n"
+        "os.write(1, f'processes {Accelerator(cpu=True).num_processes}\\n'.encode())  # in one piece"
+    )
     config = str(LAUNCH_FILES / "two_cpu_processes.yaml")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", "0"]
     done = subprocess.run([*command, str(script)], capture_output=True, text=True, check=True)
