@@ -140,21 +140,16 @@ class TaskTrainer(ClassifierTrainer):
             record.before_accuracy = self._probe(self.tasks[number])
         self._wake_pass().write(self.train_dataset, self.memory, number)
         if self.args.evaluate_recall:
-            weight, self.model.config.recall_weight = self.model.config.recall_weight, 1.0
-            record.recall_accuracy = self._accuracies("recall")
-            self.model.config.recall_weight = weight
+            record.recall_accuracy = self._evaluate_recall()
         if self.args.save_strategy != "no" and self.args.should_save:
             save_written(folder, self.memory, recall, record.scores())
         self.accelerator.wait_for_everyone()
 
-    def _accuracies(self, prefix: str) -> list[float]:
-        """Evaluate on every task so far, NaN where its images are not at hand; log under the prefix."""
-        metrics = self.evaluate(metric_key_prefix=prefix)
-        self._unwrap()  # a model prepared for evaluation would not be prepared for training any more
-        return [
-            math.nan if task is None else metrics[f"{prefix}_{stage_name(number)}_accuracy"]
-            for number, task in enumerate(self.tasks[: self.task_number + 1])
-        ]
+    def _evaluate_recall(self) -> list[float]:
+        """Return and log the accuracy of recall alone on every task so far; NaN where its images are not at hand."""
+        scores = {name: self._wake_pass().score(images) for name, images in self.eval_dataset.items()}
+        self.log({f"recall_{name}_accuracy": score for name, score in scores.items()})
+        return [scores.get(stage_name(number), math.nan) for number in range(self.task_number + 1)]
 
     def _begin(self, number: int) -> None:
         """Give the Trainer a fresh start on the grown model and the images of a task."""
@@ -255,7 +250,11 @@ class TaskTrainer(ClassifierTrainer):
         """Evaluate, add to the history, and save the stage."""
         if self.accelerator.num_processes > 1:
             check_equal(self.accelerator, checksums(self.model, self.memory), f"after {self.task_name}")
-        record.accuracy = self._accuracies("eval")
+        metrics = self.evaluate()
+        record.accuracy = [
+            math.nan if task is None else metrics[f"eval_{stage_name(number)}_accuracy"]
+            for number, task in enumerate(self.tasks[: self.task_number + 1])
+        ]
         record.recall_weight = self.model.config.recall_weight
         if self.memory is None:
             statistics = self.model.head.recall.num_bytes

@@ -102,9 +102,15 @@ class WakePass:
         recall.to(self.model.device)
         for _, features, labels in self._batches(train_images, "forward transfer: fitting"):
             recall.update(features, labels)
+        return self._score(recall, eval_images, "forward transfer: testing")
+
+    def score(self, images: TaskImages) -> float:
+        """Return the accuracy of the model's recall alone, as it is, on some images."""
+        return self._score(self.model.head.recall, images, "wake: recall alone")
+
+    def _score(self, recall: Recall, images: TaskImages, description: str) -> float:
         correct = [
-            recall(features).argmax(dim=-1) == labels
-            for _, features, labels in self._batches(eval_images, "forward transfer: testing")
+            recall(features).argmax(dim=-1) == labels for _, features, labels in self._batches(images, description)
         ]
         return torch.cat(correct).float().mean().item()
 

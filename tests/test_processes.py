@@ -59,7 +59,8 @@ digest = hashlib.sha256()
 for name, value in sorted(trainer.model.state_dict().items()):
     digest.update(name.encode() + value.numpy().tobytes())
 images, labels = trainer.memory.read(range(len(trainer.memory)))
-memory = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
+pairs = sorted((label.item(), image.numpy().tobytes()) for image, label in zip(images, labels))
+memory = hashlib.sha256(repr(pairs).encode()).hexdigest()  # in any order: herding follows the features to the last bit
 report = {{"world": args.world_size, "weights": digest.hexdigest(), "memory": memory, "codes": len(trainer.memory),
            "counts": trainer.model.head.recall.counts.tolist(), "matrix": trainer.history.accuracy_matrix}}
 with open(os.path.join(sys.argv[1], f"rank-{{args.process_index}}.json"), "w") as file:
