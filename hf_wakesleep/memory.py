@@ -13,6 +13,7 @@ from .balance import BalancedDraw
 from .budget import MemoryBytes, fitting
 from .code_table import INDEX_BYTES, CodeTable
 from .codec import Codec, CodecError
+from .decoded import DecodedImages
 from .digests_wakesleep import DIGESTS_NAME
 from .memory_files import MemoryFiles, file_bytes
 from .synapses import Synapses
@@ -41,6 +42,7 @@ class SemiParametricMemory:
         self.classes = list(classes)
         self.statistics_bytes = 0
         self._table = CodeTable.of()
+        self._decoded = DecodedImages(codec)
         self.synapses: Synapses | None = None
 
     def __len__(self) -> int:
@@ -148,7 +150,7 @@ class SemiParametricMemory:
             CodecError: If a code is corrupt.
         """
         indices = np.asarray(indices, dtype=np.int64)
-        images = self.codec.decode(self.codes(indices))
+        images = self._decoded.decode(self.codes(indices))
         sizes = sorted({tuple(image.shape) for image in images})
         if len(sizes) > 1:
             raise CodecError(f"Expected codes of images of one size, got {sizes[:5]}.")

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from cil_benchmarks import Benchmark
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
+from timm.layers import set_fused_attn
 from transformers import ViTConfig, ViTImageProcessor, set_seed
 from transformers.image_utils import PILImageResampling
 
@@ -48,14 +49,17 @@ def load_stream(benchmark: Benchmark, data_dir: Path | None, seed: int, train_im
 def build_model(benchmark: Benchmark, backbone: str | None, seed: int) -> WakeSleepForImageClassification:
     """Return a model without classes, the same one for every method and seed."""
     set_seed(seed)
+    is_fused = torch.cuda.is_available()  # on a CPU, torch's fused attention takes most of a backward pass
     if benchmark.vit is None:
         if backbone is None:
             raise ValueError("Benchmark needs a pretrained backbone. Pass `--backbone`.")
+        set_fused_attn(is_fused)
         return WakeSleepForImageClassification.from_backbone(backbone, image_size=benchmark.image_size)
     vit = ViTConfig(image_size=benchmark.image_size, **benchmark.vit)
-    return WakeSleepForImageClassification(
-        WakeSleepConfig(backbone_config=vit, pooling="mean", image_size=benchmark.image_size)
-    )
+    config = WakeSleepConfig(backbone_config=vit, pooling="mean", image_size=benchmark.image_size)
+    model = WakeSleepForImageClassification(config)
+    model.backbone.set_attn_implementation("sdpa" if is_fused else "eager")
+    return model
 
 
 def make_processor(config: WakeSleepConfig) -> ViTImageProcessor:
