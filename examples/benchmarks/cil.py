@@ -61,6 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--images_per_task", type=int, help="training images of every peer; by default what wakesleep sees")
     add("--train_images", type=int, help="most training images of a class, for a run that takes minutes")
     add("--lr_scales", nargs="+", type=float, default=[1.0], help="factors of all learning rates of all methods")
+    add("--codec", help="codec and quality, such as learned:45: peers learn from what it makes of the images")
     add("--bf16", action="store_true", help="bfloat16 autocast, for all methods")
     add("--threads", type=int, help="threads of torch")
     add("--set", nargs="+", type=parse_value, default=[], metavar="NAME=VALUE", help="training arguments of wakesleep")
@@ -75,6 +76,7 @@ def parse_arguments() -> argparse.Namespace:
 def plan(args: argparse.Namespace) -> list[Run]:
     """Return the runs of the grid."""
     benchmark = BENCHMARKS[args.benchmark]
+    codec_suffix = "" if args.codec is None else "-" + args.codec.replace(":", "-")
     runs = []
     for seed in args.seeds:
         for scale in args.lr_scales:
@@ -86,13 +88,14 @@ def plan(args: argparse.Namespace) -> list[Run]:
                     Run(
                         benchmark=args.benchmark,
                         method=method,
-                        label=args.name or method if is_ours else method,
+                        label=args.name or method if is_ours else f"{method}{codec_suffix}",
                         seed=seed,
                         budget=budget,
                         lr_scale=scale,
                         bf16=args.bf16,
                         images_per_task=None if is_ours else args.images_per_task,
                         train_images=args.train_images,
+                        codec=None if is_ours else args.codec,
                         hyper_parameters=settings if is_ours else peer_settings(benchmark, method),
                     )
                     for budget in ((args.budgets or [benchmark.budget]) if uses_budget else [None])

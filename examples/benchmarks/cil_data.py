@@ -11,6 +11,7 @@ from transformers import ViTConfig, ViTImageProcessor, set_seed
 from transformers.image_utils import PILImageResampling
 
 from hf_wakesleep import ClassIncrementalStream, TaskStream, WakeSleepConfig, WakeSleepForImageClassification
+from hf_wakesleep.codecs import make_codec
 
 
 def load_digits() -> Dataset:
@@ -84,3 +85,17 @@ def read_images(dataset: Dataset, processor, label2id: dict[str, int]) -> tuple[
         images = [image.convert("RGB") for image in dataset[start : start + 256]["image"]]
         parts.append(processor(images, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"])
     return torch.cat(parts), labels
+
+
+def through_codec(images: torch.Tensor, name: str) -> torch.Tensor:
+    """Return what a codec makes of images (N, 3, H, W) uint8, the same shape.
+
+    Args:
+        images (`torch.Tensor`): The images.
+        name (`str`): Name and quality of the codec, such as `"learned:45"`.
+    """
+    codec_name, _, quality = name.partition(":")
+    codec = make_codec(codec_name, **({"quality": int(quality)} if quality else {}))
+    codes = codec.encode(images)
+    print(f"{name}: {sum(map(len, codes)) / len(codes):.0f} bytes an image", flush=True)
+    return torch.stack(codec.decode(codes))

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import transformers
 from cil_benchmarks import Benchmark
-from cil_data import build_model, load_stream, make_processor, read_images
+from cil_data import build_model, load_stream, make_processor, read_images, through_codec
 from peers import PEERS, Recipe
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, set_seed
@@ -39,6 +39,7 @@ class Run:
         bf16 (`bool`): Whether to train in bfloat16.
         images_per_task (`int`, *optional*): Training images of a peer; by default what `wakesleep` sees.
         train_images (`int`, *optional*): Most training images of a class.
+        codec (`str`, *optional*): Name and quality of the codec whose images a peer learns from; its own if missing.
         hyper_parameters (`dict`): Those of the method.
     """
 
@@ -51,6 +52,7 @@ class Run:
     bf16: bool
     images_per_task: int | None
     train_images: int | None
+    codec: str | None
     hyper_parameters: dict
 
     @property
@@ -173,6 +175,8 @@ def learn_with_peer(run: Run, benchmark: Benchmark, place: Place) -> Measured:
     for task in tqdm(stream, desc=run.name, disable=not place.shows_progress, leave=False):
         learner.begin(list(task.new_classes))
         images, labels = read_images(task.train_dataset, processor, model.config.label2id)
+        if run.codec is not None:
+            images = through_codec(images, run.codec)
         tests.append(read_images(task.eval_dataset, processor, model.config.label2id))
         num_images = run.images_per_task or images_of(settings, len(images))
         if run.method == "joint":
