@@ -36,9 +36,10 @@ class CosineClassifier(nn.Module):
 class Recall(nn.Module):
     """Shrunk linear discriminant that follows in closed form from sufficient statistics of the features.
 
-    Statistics (float32 buffers): `counts` (C,) int64, `means` (C, D), `scatter` (D, D), the sum over all images of the
-    outer product of a feature's deviation from its class mean. They do not depend on the order of the images beyond
-    rounding. Source: streaming LDA (Hayes & Kanan 2020, arXiv 1909.01520), with shrinkage towards tr(Sigma)/D I.
+    Statistics (float32 buffers): `counts` (C,) int64, `means` (C, D), and `scatter` (D (D + 1) / 2,), the lower
+    triangle, row by row, of the sum over all images of the outer product of a feature's deviation from its class mean.
+    They do not depend on the order of the images beyond rounding. Source: streaming LDA (Hayes & Kanan 2020, arXiv
+    1909.01520), with shrinkage towards tr(Sigma)/D I.
 
     Args:
         feature_dim (`int`): Feature width D.
@@ -51,7 +52,7 @@ class Recall(nn.Module):
         self.shrinkage = shrinkage
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer("means", torch.zeros(num_classes, feature_dim, dtype=torch.float32))
-        self.register_buffer("scatter", torch.zeros(feature_dim, feature_dim, dtype=torch.float32))
+        self.register_buffer("scatter", torch.zeros(feature_dim * (feature_dim + 1) // 2, dtype=torch.float32))
         self._solution = None
 
     @property
@@ -91,20 +92,33 @@ class Recall(nn.Module):
         deviations = features - means[labels]  # (B, D)
         total = (self.counts + counts).clamp(min=1)  # (C,)
         shift = means - self.means  # (C, D)
-        self.scatter += deviations.T @ deviations + (shift * (counts * self.counts / total)[:, None]).T @ shift
+        outer = deviations.T @ deviations + (shift * (counts * self.counts / total)[:, None]).T @ shift  # (D, D)
+        rows, columns = self._triangle()
+        self.scatter += outer[rows, columns]
         self.means += shift * (counts / total)[:, None]
         self.counts += counts
         self._solution = None
 
+    def covariance(self) -> torch.Tensor:
+        """Return the covariance of features within classes, shared by all, float32 (D, D): scatter / (N - C)."""
+        dim, (rows, columns) = self.means.shape[1], self._triangle()
+        entries = self.scatter.float() / (self.counts.sum() - (self.counts > 0).sum()).clamp(min=1)
+        covariance = entries.new_empty(dim, dim)
+        covariance[rows, columns] = covariance[columns, rows] = entries
+        return covariance
+
+    def _triangle(self) -> torch.Tensor:
+        """Return row and column of every entry of `scatter`, int64 (2, D (D + 1) / 2)."""
+        return torch.tril_indices(*2 * self.means.shape[1:], device=self.scatter.device)
+
     def solve(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the discriminant's weights (C, D) and biases (C,), equal priors; classes without images get -inf.
 
-        Sigma = scatter / (N - C), Lambda = [(1 - e) Sigma + e tr(Sigma)/D I]^-1, w_c = Lambda mu_c,
-        b_c = -1/2 mu_c' Lambda mu_c.
+        Lambda = [(1 - e) Sigma + e tr(Sigma)/D I]^-1, w_c = Lambda mu_c, b_c = -1/2 mu_c' Lambda mu_c, with the shared
+        covariance Sigma.
         """
         known = self.counts > 0
-        means, scatter = self.means.float(), self.scatter.float()
-        covariance = scatter / (self.counts.sum() - known.sum()).clamp(min=1)  # (D, D)
+        means, covariance = self.means.float(), self.covariance()  # (C, D), (D, D)
         variance = covariance.diagonal().mean()
         identity = torch.eye(len(covariance), device=covariance.device)
         shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * variance * identity  # (D, D)

@@ -72,8 +72,7 @@ def align_classifier(
     """
     recall, classifier = model.head.recall, model.head.classifier
     known = (recall.counts > 0).nonzero()[:, 0]  # (K,)
-    freedom = (recall.counts.sum() - len(known)).clamp(min=1)
-    variances, directions = torch.linalg.eigh(recall.scatter.double() / freedom)
+    variances, directions = torch.linalg.eigh(recall.covariance().double())
     root = (directions * variances.clamp(min=0).sqrt()).float()  # (D, D), root root' = covariance
     labels = known.repeat(SAMPLES_PER_CLASS)  # (S,)
     generator = seeded_generator(args.seed, task)
