@@ -192,15 +192,18 @@ class SemiParametricHead(nn.Module):
         self.recall.grow(num_new)
 
     @torch.no_grad()
-    def start_from_recall(self, first: int) -> None:
+    def start_from_recall(self, first: int, label_smoothing: float = 0.0) -> None:
         """Set the output units from `first` on to what recall answers, so that they are right before any training.
 
         A cosine classifier takes the class means as directions (imprinting, Qi et al. 2018, arXiv 1712.07136). A
         linear one takes weights and bias of recall, which softmax sees only up to what all classes share: both halves
         are centred over the older classes, and recall is scaled to fit the older units best at their class means.
+        Without older classes it is scaled, down only, to the least cross-entropy at the class means: recall is so sure
+        of itself that smoothed labels would tear the features apart.
 
         Args:
             first (`int`): Index of the first new class; units of classes without statistics stay as they are.
+            label_smoothing (`float`, defaults to 0.0): Label smoothing of the training to come.
         """
         known = self.recall.counts > 0  # (C,)
         new = known[first:].nonzero()[:, 0] + first
@@ -211,13 +214,16 @@ class SemiParametricHead(nn.Module):
         weights, biases = self.recall.solve()
         recalled = torch.cat([weights, biases[:, None]], dim=1)  # (C, D + 1)
         own = torch.cat([classifier.weight, classifier.bias[:, None]], dim=1).to(recalled)  # (C, D + 1)
+        points = F.pad(means, (0, 1), value=1.0)  # (C, D + 1)
         old = known[:first].nonzero()[:, 0]
-        scale, offset, centre = 1.0, recalled.new_zeros(recalled.shape[1]), recalled[known].mean(dim=0)
         if len(old):
-            points = F.pad(means[old], (0, 1), value=1.0)  # (K, D + 1)
             centre, offset = recalled[old].mean(dim=0), own[old].mean(dim=0)
-            theirs = (recalled[old] - centre) @ points.T  # (K, K)
-            scale = ((own[old] - offset) @ points.T * theirs).sum() / theirs.square().sum().clamp(min=1e-12)
+            theirs = (recalled[old] - centre) @ points[old].T  # (K, K)
+            scale = ((own[old] - offset) @ points[old].T * theirs).sum() / theirs.square().sum().clamp(min=1e-12)
+        else:
+            centre, offset = recalled[new].mean(dim=0), recalled.new_zeros(recalled.shape[1])
+            logits = points[new] @ (recalled[new] - centre).T  # (K, K)
+            scale = _best_scale(logits, label_smoothing)
         units = (scale * (recalled[new] - centre) + offset).to(classifier.weight)
         classifier.weight[new], classifier.bias[new] = units[:, :-1], units[:, -1]
 
@@ -234,3 +240,11 @@ class SemiParametricHead(nn.Module):
         classifier = classifier_logits.float().log_softmax(dim=-1) + weight[0]
         recall = recall_logits.log_softmax(dim=-1) + weight[1]
         return torch.logaddexp(classifier, recall)  # (B, C)
+
+
+def _best_scale(logits: torch.Tensor, label_smoothing: float) -> float:
+    """Return the power of 1/2, up to 1, that gives logits (K, K), one row a class, the least cross-entropy."""
+    labels = torch.arange(len(logits), device=logits.device)
+    scales = [0.5**power for power in range(17)]
+    losses = [F.cross_entropy(scale * logits, labels, label_smoothing=label_smoothing).item() for scale in scales]
+    return scales[losses.index(min(losses))]

@@ -15,19 +15,19 @@ from .modeling_wakesleep import WakeSleepForImageClassification
 from .recombination import align_classifier
 from .training_args import ContinualTrainingArguments
 
-HOLD_OUT_EVERY = 10  # one memory in ten of each class sets the weight of recall and is not replayed
 
-
-def held_out(labels: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-    """Return which memories take no part in replay: every tenth of its class, task by task; bool of shape (M,).
+def held_out(labels: np.ndarray, tasks: np.ndarray, share: float) -> np.ndarray:
+    """Return which memories take no part in replay, evenly over each class, task by task; bool of shape (M,).
 
     Args:
         labels (`numpy.ndarray` of shape `(M,)`): Labels of all memories.
         tasks (`numpy.ndarray` of shape `(M,)`): Their tasks, which take turns in memory.
+        share (`float`): Share of a class that is held out, in [0, 1); 0.1 for every tenth.
     """
     order = np.lexsort((tasks, labels))  # stable
     is_held_out = np.zeros(len(labels), dtype=bool)
-    is_held_out[order] = ranks_within(labels[order]) % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1
+    ranks = ranks_within(labels[order])
+    is_held_out[order] = np.floor((ranks + 1) * share) > np.floor(ranks * share)
     return is_held_out
 
 
@@ -48,7 +48,7 @@ def update_recall(
         model ([`WakeSleepForImageClassification`]): Its statistics and `config.recall_weight` are replaced.
         memory ([`SemiParametricMemory`]): Read, never written.
         reader ([`ImageReader`]): Turns decoded images into the model's input.
-        args ([`ContinualTrainingArguments`]): `recall_weight`, `alignment_steps`, `per_device_eval_batch_size`.
+        args ([`ContinualTrainingArguments`]): `recall_weight`, `held_out_share`, `alignment_steps`, ...
         task (`int`, defaults to 0): Number of the task, from 0; part of the seed.
 
     Returns:
@@ -59,7 +59,7 @@ def update_recall(
     originals = copy.deepcopy(recall.state_dict()) if is_frozen else None
     recall.reset()
     kept_back, accuracy = [], float("nan")
-    is_held_out = held_out(memory.labels, memory.tasks)
+    is_held_out = held_out(memory.labels, memory.tasks, args.held_out_share)
     for indices, features, labels in _features(model, memory, reader, args, np.arange(len(memory)), "sleep: recall"):
         out = torch.from_numpy(is_held_out[indices]).to(model.device)
         recall.update(features[~out], labels[~out])
@@ -84,7 +84,7 @@ def held_out_accuracy(
     args: ContinualTrainingArguments,
 ) -> float:
     """Return the accuracy of a model, as it is, on the memories that are held out of replay; NaN without such."""
-    positions = np.flatnonzero(held_out(memory.labels, memory.tasks))
+    positions = np.flatnonzero(held_out(memory.labels, memory.tasks, args.held_out_share))
     if len(positions) == 0:
         return float("nan")
     correct = [

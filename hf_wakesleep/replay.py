@@ -67,7 +67,8 @@ class Replay:
         self.step, self.seconds_before, self.accuracy_before = 0, 0.0, math.nan
         self._start = time.perf_counter()
         self._losses = {"nrem": [], "rem": []}  # total, cross-entropy and distillation of the last steps of each
-        self._replayed = memory.balanced(np.flatnonzero(~held_out(memory.labels, memory.tasks)))
+        is_held_out = held_out(memory.labels, memory.tasks, args.held_out_share)
+        self._replayed = memory.balanced(np.flatnonzero(~is_held_out))
 
     def run(self, on_step_end: Callable[["Replay"], object] | None = None) -> None:
         """Do the steps that are left, and call `on_step_end` after each."""

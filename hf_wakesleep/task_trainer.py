@@ -105,7 +105,8 @@ class TaskTrainer(ClassifierTrainer):
         start, self._seconds_asleep, self._seconds_napping = time.perf_counter(), 0.0, 0.0
         self._write(number, record)
         if self.args.head_init == "recall":
-            self.model.head.start_from_recall(len(self.model.config.classes) - len(record.new_classes))
+            first = len(self.model.config.classes) - len(record.new_classes)
+            self.model.head.start_from_recall(first, self.args.label_smoothing_factor)
         self.guard.exit_if_asked()
         set_seed(self.args.seed + number)
         self._frozen = FrozenEntries(self.model, None if self.memory is None else self.memory.synapses)

@@ -40,6 +40,7 @@ NUMBERS = {
     "distillation_weight": (lambda value: value >= 0, "at least 0"),
     "distillation_temperature": (lambda value: value > 0, "positive"),
     "backbone_learning_rate_ratio": (lambda value: value >= 0, "at least 0"),
+    "held_out_share": (lambda value: 0 <= value < 1, "in [0, 1)"),
     "rem_share": (lambda value: 0 <= value <= 1, "in [0, 1]"),
     "sleep_average": (lambda value: 0 <= value < 1, "in [0, 1)"),
     "crop_scale": (lambda value: 0 < value <= 1, "in (0, 1]"),
@@ -203,6 +204,13 @@ class ContinualTrainingArguments(TrainingArguments):
             "it on memories that it held out."
         },
     )
+    held_out_share: float = field(
+        default=0.1,
+        metadata={
+            "help": "Share of the memories of each class that sleep does not replay, but measures itself and sets "
+            "`recall_weight` on. 0 to replay all, with a `recall_weight` of your own."
+        },
+    )
     non_finite_loss: str = field(
         default="stop",
         metadata={
@@ -251,6 +259,9 @@ class ContinualTrainingArguments(TrainingArguments):
                     f"`{name}` cannot be used: sleep follows the last step of wake, and every stage is evaluated. "
                     "Leave it out."
                 )
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
         if self.sleep_every_n_steps and "lora" in (self.wake_plasticity, self.first_wake_plasticity):
             raise ValueError(
                 "A nap changes the weights that the factors of `wake_plasticity='lora'` belong to. Pass "
@@ -261,7 +272,11 @@ class ContinualTrainingArguments(TrainingArguments):
                 "Sleep and wake replay read from memory, but `memory_budget` is 0. Pass `sleep_steps=0`, "
                 "`sleep_every_n_steps=0` and `wake_replay=False`, or a budget."
             )
-
+        if self.held_out_share == 0 and self.recall_weight is None and self.sleep_steps:
+            raise ValueError(
+                "`recall_weight` is set on memories that sleep holds out, but `held_out_share` is 0. Pass a "
+                "`recall_weight`, or a share such as 0.1."
+            )
         if self.freeze_fraction and not self.sleep_steps:
             raise ValueError(
                 f"A sleep freezes what is important, but `sleep_steps` is 0, got `freeze_fraction` "

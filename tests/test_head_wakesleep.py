@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from hf_wakesleep import SemiParametricHead, WakeSleepConfig
 from hf_wakesleep.head_wakesleep import Recall
@@ -153,6 +154,20 @@ def test_new_units_that_start_from_recall_answer_as_recall_does(classifier):
     assert (answers == labels).float().mean() > 0.8
     if classifier == "linear":
         assert torch.equal(answers, head.recall(features).argmax(dim=-1))
+
+
+def test_first_units_that_start_from_recall_are_as_sure_as_smoothed_labels_are():
+    head = make_head()
+    features, labels = features_and_labels(classes=3)
+    head.recall.update(20 * features, labels)
+    losses = {}
+    for smoothing in (0.0, 0.1):
+        head.start_from_recall(0, smoothing)
+        logits = head.classifier(head.recall.means)
+        losses[smoothing] = F.cross_entropy(logits, torch.arange(3), label_smoothing=0.1).item()
+        assert logits.argmax(dim=-1).tolist() == [0, 1, 2]
+    least = F.cross_entropy(4.0 * torch.eye(3), torch.arange(3), label_smoothing=0.1).item()
+    assert losses[0.1] < 2 * least < losses[0.0]
 
 
 def test_new_units_join_the_old_ones_on_their_own_scale():

@@ -92,7 +92,8 @@ def test_a_heavy_distillation_keeps_the_old_answers(asleep, make_args):
     assert drift[1] < 0.2 * drift[0]
 
 
-def test_held_out_memories_are_never_replayed(asleep, make_args, monkeypatch):
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.0])
+def test_held_out_memories_are_never_replayed(asleep, make_args, monkeypatch, share):
     model, memory, reader = asleep
     seen = set()
     monkeypatch.setattr(type(memory), "read", _spy(type(memory).read, seen))
@@ -100,9 +101,11 @@ def test_held_out_memories_are_never_replayed(asleep, make_args, monkeypatch):
 
     monkeypatch.setattr(sleep, "update_recall", lambda *args: 0.5)
     monkeypatch.setattr(sleep, "held_out_accuracy", lambda *args: 0.5)
-    consolidate(model, memory, reader, make_args(sleep_steps=40, sleep_batch_size=64))
-    assert len(seen) > 300
-    assert not seen & set(np.flatnonzero(held_out(memory.labels, memory.tasks)).tolist())
+    args = make_args(sleep_steps=40, sleep_batch_size=64, held_out_share=share, recall_weight=0.5)
+    consolidate(model, memory, reader, args)
+    assert len(seen) > 0.7 * (1 - share) * len(memory)
+    assert len(memory) - len(seen) >= round(share * len(memory)) - len(memory.classes)
+    assert not seen & set(np.flatnonzero(held_out(memory.labels, memory.tasks, share)).tolist())
 
 
 def _spy(read, seen):

@@ -58,6 +58,8 @@ def test_every_field_has_help(field):
         ("crop_scale", 0.0),
         ("freeze_fraction", 1.0),
         ("freeze_fraction", -0.1),
+        ("held_out_share", 1.0),
+        ("held_out_share", -0.1),
         ("importance_images", 0),
         ("codec", "jpeg"),
         ("wake_plasticity", "half"),
@@ -86,6 +88,7 @@ def test_sleep_without_memory_is_refused(tmp_path):
         ),
         ({"prediction_loss_only": True}, "`prediction_loss_only` cannot be used"),
         ({"memory_budget": -5}, "Expected a size"),
+        ({"held_out_share": 0}, "`recall_weight` is set on memories"),
         ({"freeze_fraction": 0.1, "sleep_steps": 0}, "A sleep freezes what is important"),
     ],
 )
