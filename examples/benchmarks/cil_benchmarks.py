@@ -37,7 +37,7 @@ SCRATCH = {
     "backbone_learning_rate": 1e-3,
     "weight_decay": 0.05,
     "label_smoothing": 0.0,
-    "batch_size": 64,
+    "batch_size": 32,
     "crop_scale": 0.6,
     "random_features": 5000,
 }
@@ -45,11 +45,18 @@ SCRATCH_WAKESLEEP = {
     "learning_rate": 1e-3,
     "backbone_learning_rate_ratio": 1.0,
     "weight_decay": 0.05,
-    "per_device_train_batch_size": 64,
+    "per_device_train_batch_size": 32,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.1,
-    "sleep_batch_size": 64,
+    "first_wake_plasticity": "full",
+    "wake_plasticity": "head",
+    "head_init": "recall",
+    "num_train_epochs": 1,
+    "sleep_batch_size": 32,
     "sleep_learning_rate": 1e-3,
+    "distillation_weight": 0.0,
+    "rem_share": 0.3,
+    "sleep_cycles": 10,
 }
 
 BENCHMARKS = {
@@ -97,8 +104,8 @@ BENCHMARKS = {
         wakesleep={
             **SCRATCH_WAKESLEEP,
             "augmentation": "crop-flip",
-            "codec_quality": 20,
-            "num_train_epochs": 5,
+            "codec": "learned",
+            "codec_quality": 50,
             "sleep_steps": 800,
         },
     ),
@@ -114,9 +121,9 @@ BENCHMARKS = {
         wakesleep={
             **SCRATCH_WAKESLEEP,
             "augmentation": "crop",
-            "codec_quality": 10,
-            "num_train_epochs": 20,
-            "sleep_steps": 300,
+            "codec": "learned",
+            "codec_quality": 70,
+            "sleep_steps": 600,
         },
     ),
     "F2": Benchmark(
@@ -131,9 +138,9 @@ BENCHMARKS = {
         wakesleep={
             **SCRATCH_WAKESLEEP,
             "augmentation": "crop-flip",
-            "codec_quality": 10,
-            "num_train_epochs": 3,
-            "sleep_steps": 600,
+            "codec": "learned",
+            "codec_quality": 50,
+            "sleep_steps": 1000,
         },
     ),
     "D": Benchmark(
@@ -155,7 +162,6 @@ BENCHMARKS = {
             **SCRATCH,
             "learning_rate": 2e-3,
             "backbone_learning_rate": 2e-3,
-            "batch_size": 32,
             "augmentation": "none",
             "random_features": 1000,
             "webp_quality": 50,
@@ -163,10 +169,7 @@ BENCHMARKS = {
         wakesleep={
             **SCRATCH_WAKESLEEP,
             "learning_rate": 2e-3,
-            "per_device_train_batch_size": 32,
-            "num_train_epochs": 2,
-            "sleep_steps": 150,
-            "sleep_batch_size": 32,
+            "sleep_steps": 160,
             "sleep_learning_rate": 2e-3,
         },
     ),
