@@ -80,9 +80,12 @@ BENCHMARKS = {
             "webp_quality": 1,
         },
         wakesleep={
-            "codec_quality": 1,
+            "codec": "learned",
+            "codec_quality": 47,
             "augmentation": "crop-flip",
+            "label_smoothing_factor": 0.1,
             "wake_plasticity": "head",
+            "head_init": "recall",
             "num_train_epochs": 1,
             "learning_rate": 1e-3,
             "backbone_learning_rate_ratio": 0.05,
@@ -90,6 +93,9 @@ BENCHMARKS = {
             "sleep_steps": 60,
             "sleep_batch_size": 64,
             "sleep_learning_rate": 1e-3,
+            "distillation_weight": 0.0,
+            "held_out_share": 0.0,
+            "recall_weight": 0.6,
         },
     ),
     "S": Benchmark(
