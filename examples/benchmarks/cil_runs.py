@@ -22,7 +22,13 @@ import hf_wakesleep
 from hf_wakesleep import ContinualTrainer, ContinualTrainingArguments, metrics
 from hf_wakesleep.training_args import parse_bytes
 
-FIXED = {"report_to": "none", "save_strategy": "no", "forward_transfer": False, "per_device_eval_batch_size": 256}
+FIXED = {
+    "report_to": "none",
+    "save_strategy": "no",
+    "evaluate_recall": False,
+    "forward_transfer": False,
+    "per_device_eval_batch_size": 256,
+}
 
 
 @dataclass(frozen=True)
