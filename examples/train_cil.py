@@ -27,7 +27,7 @@ from hf_wakesleep import (
 )
 
 # Other defaults for the arguments below. Baselines see about as many images awake as wakesleep does awake and asleep.
-CLASSIFIER_ONLY = {"sleep_steps": 0, "recall_weight": 0.0}
+CLASSIFIER_ONLY = {"head_init": "random", "sleep_steps": 0, "recall_weight": 0.0}
 METHODS = {
     "wakesleep": {},
     "finetune": {**CLASSIFIER_ONLY, "memory_budget": "0", "num_train_epochs": 45},

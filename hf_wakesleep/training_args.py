@@ -99,10 +99,10 @@ class ContinualTrainingArguments(TrainingArguments):
         },
     )
     head_init: str = field(
-        default="random",
+        default="recall",
         metadata={
-            "help": "What the output units of new classes start from: 'random' weights, or 'recall', which answers "
-            "for them before any training.",
+            "help": "What the output units of new classes start from: 'recall', which answers for them before any "
+            "training, or 'random' weights.",
             "choices": ["random", "recall"],
         },
     )
