@@ -27,7 +27,7 @@ from hf_wakesleep import (
 )
 
 # Other defaults for the arguments below. Baselines see about as many images awake as wakesleep does awake and asleep.
-CLASSIFIER_ONLY = {"head_init": "random", "sleep_steps": 0, "recall_weight": 0.0}
+CLASSIFIER_ONLY = {"wake_plasticity": "full", "head_init": "random", "sleep_steps": 0, "recall_weight": 0.0}
 METHODS = {
     "wakesleep": {},
     "finetune": {**CLASSIFIER_ONLY, "memory_budget": "0", "num_train_epochs": 45},
@@ -89,7 +89,13 @@ class TrainingArguments(ContinualTrainingArguments):
     """ContinualTrainingArguments with the defaults of a small ViT from scratch."""
 
     output_dir: str = field(default="out/digits", metadata={"help": "Where stages, history and checkpoints go."})
-    num_train_epochs: float = field(default=2, metadata={"help": "Epochs of the wake of each task."})
+    first_wake_plasticity: str | None = field(
+        default="full", metadata={"help": "What the wake of the first task trains; 'head' for a pretrained backbone."}
+    )
+    wake_plasticity: str = field(
+        default="head", metadata={"help": "What other wakes train: 'full', 'head' or 'lora'."}
+    )
+    num_train_epochs: float = field(default=1, metadata={"help": "Epochs of the wake of each task."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of wake."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Images in a batch of wake."})
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images in a batch without gradient."})
@@ -103,6 +109,9 @@ class TrainingArguments(ContinualTrainingArguments):
     sleep_steps: int = field(default=400, metadata={"help": "Optimizer steps of the sleep after each task."})
     sleep_batch_size: int = field(default=32, metadata={"help": "Memories in a batch of sleep."})
     sleep_learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of sleep."})
+    distillation_weight: float = field(default=0.0, metadata={"help": "Weight of distillation in sleep."})
+    rem_share: float = field(default=0.3, metadata={"help": "Share of sleep in which memories are recombined."})
+    sleep_cycles: int = field(default=10, metadata={"help": "NREM-REM cycles of a sleep."})
     save_strategy: str = field(default="no", metadata={"help": "Checkpoints inside a task: 'no', 'steps' or 'epoch'."})
 
 

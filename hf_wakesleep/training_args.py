@@ -247,8 +247,9 @@ class ContinualTrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False
         self._check_numbers()
         for name in CHOICES:
-            choices = self.__dataclass_fields__[name].metadata["choices"]
-            if getattr(self, name) not in [*choices, self.__dataclass_fields__[name].default]:
+            own_field = ContinualTrainingArguments.__dataclass_fields__[name]  # a subclass may have its own default
+            choices = own_field.metadata["choices"]
+            if getattr(self, name) not in [*choices, own_field.default]:
                 raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
         parse_bytes(self.memory_budget)
         if self.codec_quality is not None and self.codec == "raw":

@@ -130,7 +130,8 @@ class WakePass:
         batches = self.accelerator.prepare_data_loader(loader)
         for pixels, labels in tqdm(batches, desc=description, disable=not self.args.shows_progress, leave=False):
             pixel_values = self.reader.normalise(pixels).to(self.model.device)
-            features = self.model.extract_features(pixel_values).float()  # (b, D)
+            with self.accelerator.autocast():
+                features = self.model.extract_features(pixel_values).float()  # (b, D)
             yield pixels, *self.accelerator.gather_for_metrics((features, labels))
         self.model.train(was_training)
 

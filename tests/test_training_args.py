@@ -101,3 +101,13 @@ def test_all_fields_are_on_the_command_line(tmp_path):
     command = ["--output_dir", str(tmp_path), "--memory_budget", "20MB", "--codec", "raw", "--recall_weight", "0.5"]
     (args,) = HfArgumentParser(ContinualTrainingArguments).parse_args_into_dataclasses(command)
     assert (args.memory_bytes, args.codec, args.recall_weight) == (20_000_000, "raw", 0.5)
+
+
+def test_a_default_of_a_subclass_is_checked_as_ours_are(tmp_path):
+    @dataclasses.dataclass
+    class OwnArguments(ContinualTrainingArguments):
+        wake_plasticity: str = "head"
+
+    assert OwnArguments(str(tmp_path)).plasticities == {"head", "full"}
+    with pytest.raises(ValueError, match=r"`wake_plasticity` must be one of \['full', 'head', 'lora'\]"):
+        OwnArguments(str(tmp_path), wake_plasticity="all")
