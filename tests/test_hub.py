@@ -92,7 +92,8 @@ there.push_to_hub("local/alone")
 
 
 def test_every_stage_arrives_as_one_commit_and_tag_and_loads_back(hub, tmp_path):
-    train(hub, tmp_path)
+    done = train(hub, tmp_path)
+    assert "commit a data file" not in done.stderr
     out = tmp_path / "out" / "digits"
     assert_all_stages_arrived(hub, out)
     assert "pooled accuracy" in git(hub, "tag", "-n", "-l", "task-02")
