@@ -74,7 +74,8 @@ def assert_all_stages_arrived(hub, output_dir: Path):
 
 LOAD = """
 import sys, torch
-from hf_wakesleep import SemiParametricMemory, WakeSleepForImageClassification
+from huggingface_hub import snapshot_download
+from hf_wakesleep import SemiParametricMemory, WakeSleepForImageClassification, check_digests
 for tag in ("task-01", "task-02", "task-03"):
     there = WakeSleepForImageClassification.from_pretrained("local/digits", revision=tag)
     here = WakeSleepForImageClassification.from_pretrained(f"out/digits/{tag}")
@@ -88,6 +89,10 @@ local = SemiParametricMemory.from_pretrained("out/digits/task-02")
 assert memory.num_bytes == local.num_bytes
 assert torch.equal(memory.read(range(len(memory)))[0], local.read(range(len(local)))[0])
 there.push_to_hub("local/alone")
+there.save_pretrained("saved", push_to_hub=True, repo_id="local/saved")
+for folder in ("saved", snapshot_download("local/alone"), snapshot_download("local/saved")):
+    check_digests(folder)
+    WakeSleepForImageClassification.from_pretrained(folder)
 """
 
 
@@ -114,9 +119,10 @@ def test_every_stage_arrives_as_one_commit_and_tag_and_loads_back(hub, tmp_path)
     assert not any("memory" in path for path in fetched)
     process.communicate(b"\n")
     assert process.returncode == 0
-    card = ModelCard(hub.files("local/alone")["README.md"].decode())
-    assert card.data.library_name == "hf_wakesleep"
-    assert set(hub.files("local/alone")) >= {"config.json", "model.safetensors", "modeling_wakesleep.py"}
+    for repo in ("local/alone", "local/saved"):
+        files = hub.files(repo)
+        assert ModelCard(files["README.md"].decode()).data.library_name == "hf_wakesleep"
+        assert files.keys() >= {"config.json", "digests.json", "model.safetensors", "modeling_wakesleep.py"}
 
 
 def test_nothing_private_is_in_anything_that_arrives(hub, tmp_path):
