@@ -33,6 +33,7 @@ ORDER = [
     "balance",
     "budget",
     "code_table",
+    "decoded",
     "herding",
     "synapses",
     "memory_files",
