@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 from hf_wakesleep.hub import Outbox, Publisher, push_pending
 
 ROOT = Path(__file__).parents[1]
+MODULE = ROOT / "hf_wakesleep" / "evaluate_modules" / "continual_learning"
 TRAIN = str(ROOT / "examples" / "train_cil.py")
 CONTINUE = str(ROOT / "examples" / "continue_from_hub.py")
 SHORT = ["--num_train_epochs", "1", "--sleep_steps", "10", "--num_tasks", "3", "--disable_tqdm", "true"]
@@ -52,6 +53,26 @@ def run(hub, *command, cwd, succeeds=True, **changes) -> subprocess.CompletedPro
 def train(hub, cwd, *args, repo=REPO):
     pushing = ["--push_to_hub", "true", "--hub_model_id", repo] if repo else []
     return run(hub, TRAIN, *SHORT, *pushing, *args, cwd=cwd)
+
+
+def run_without_package(hub, tmp_path, code, *args) -> str:
+    """Run code in a second virtual environment that shares the installed packages, but not this one."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    (packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    shared = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    (packages / "shared.pth").write_text("\n".join(shared))
+    settings = environment(hub, HF_UPDATE_DOWNLOAD_COUNTS="0")
+    del settings["PYTHONPATH"]
+    done = subprocess.run(
+        [str(tmp_path / "venv" / "bin" / "python"), "-c", code, *map(str, args)],
+        cwd=tmp_path / "venv",
+        env=settings,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def git(hub, *command) -> str:
@@ -161,25 +182,30 @@ assert "hf_wakesleep" not in sys.modules
 
 
 def test_a_stage_works_where_the_package_is_not_installed(hub, tmp_path):
-    """A second virtual environment that shares the installed packages, but not this one."""
     train(hub, tmp_path)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
-    (packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
-    shared = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-    (packages / "shared.pth").write_text("\n".join(shared))
-    settings = environment(hub)
-    del settings["PYTHONPATH"]
-    done = subprocess.run(
-        [str(tmp_path / "venv" / "bin" / "python"), "-c", WITHOUT_PACKAGE],
-        cwd=tmp_path / "venv",
-        env=settings,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    printed = run_without_package(hub, tmp_path, WITHOUT_PACKAGE)
     history = json.loads((tmp_path / "out" / "digits" / "history.json").read_text())
-    assert done.stdout.splitlines() == [str(sorted(history["classes"][:7])), "10 8"]
+    assert printed.splitlines() == [str(sorted(history["classes"][:7])), "10 8"]
+
+
+SPACE = """
+import importlib.util, sys
+assert importlib.util.find_spec("hf_wakesleep") is None
+import evaluate
+from huggingface_hub import HfApi
+space = {"repo_id": "local/continual_learning", "repo_type": "space"}
+HfApi().create_repo(**space, space_sdk="gradio")
+HfApi().upload_folder(**space, folder_path=sys.argv[1], ignore_patterns="__pycache__/*")
+results = evaluate.load("local/continual_learning").compute(accuracy_matrix=[[0.9], [0.7, 0.8], [0.5, 0.6, 0.9]])
+print(round(results["forgetting"], 6))
+"""
+
+
+def test_the_metrics_load_from_a_space_where_the_package_is_not_installed(hub, tmp_path):
+    assert run_without_package(hub, tmp_path, SPACE, MODULE).splitlines()[-1] == "0.3"
+    start = "/spaces/local/continual_learning/resolve/main/"
+    fetched = {path.removeprefix(start) for method, path, _ in hub.requests if method == "GET" and start in path}
+    assert fetched == {"accuracy_matrix.py", "continual_learning.py"}
 
 
 def test_a_failing_hub_stops_nothing_and_gets_every_stage_in_its_order(hub, tmp_path):
