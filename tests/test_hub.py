@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hub_endpoint import HubEndpoint, client_environment
 from huggingface_hub import ModelCard
@@ -50,9 +53,12 @@ def run(hub, *command, cwd, succeeds=True, **changes) -> subprocess.CompletedPro
     return done
 
 
-def train(hub, cwd, *args, repo=REPO):
-    pushing = ["--push_to_hub", "true", "--hub_model_id", repo] if repo else []
-    return run(hub, TRAIN, *SHORT, *pushing, *args, cwd=cwd)
+def train(hub, cwd, *args, repo=REPO, **changes):
+    return run(hub, *pushing(repo), *args, cwd=cwd, **changes)
+
+
+def pushing(repo=REPO) -> list[str]:
+    return [TRAIN, *SHORT, "--push_to_hub", "true", "--hub_model_id", repo]
 
 
 def run_without_package(hub, tmp_path, code, *args) -> str:
@@ -75,6 +81,13 @@ def run_without_package(hub, tmp_path, code, *args) -> str:
     return done.stdout
 
 
+def wait_for(condition, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def git(hub, *command) -> str:
     folder = str(hub.git_folder(REPO, "model"))
     return subprocess.run(["git", "-C", folder, *command], capture_output=True, text=True, check=True).stdout
@@ -91,6 +104,17 @@ def assert_all_stages_arrived(hub, output_dir: Path):
         assert git(hub, "show", f"{tag}:history.json") == (output_dir / tag / "history.json").read_text()
     assert list(Outbox.load(output_dir).published) == TAGS
     git(hub, "fsck", "--strict")
+
+
+def bytes_of_files(sent: Counter, stages: dict[str, dict[str, bytes]]) -> Counter:
+    """Return how many bytes of each file of some stages were sent."""
+    names = {name for files in stages.values() for name in files}
+    bytes_of = Counter()
+    for path, size in sent.items():
+        name = path.partition("/resolve/")[2].partition("/")[2]
+        if f"/{REPO}/" in path and name in names:
+            bytes_of[name] += size
+    return bytes_of
 
 
 LOAD = """
@@ -130,16 +154,21 @@ def test_every_stage_arrives_as_one_commit_and_tag_and_loads_back(hub, tmp_path)
         assert str(tmp_path) not in text
         assert environment(hub)["HF_TOKEN"] not in text
 
+    stages, before = {tag: hub.files(REPO, tag) for tag in TAGS}, hub.sent.copy()
     process = subprocess.Popen(
         [sys.executable, "-c", LOAD], cwd=tmp_path, env=environment(hub), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
-    seen = len(hub.requests)
     assert process.stdout.readline().strip() == b"weights are equal"
-    fetched = [path for method, path, _ in hub.requests[seen:] if method == "GET" and "/resolve/" in path]
-    assert any("model.safetensors" in path for path in fetched)
-    assert not any("memory" in path for path in fetched)
+    needed = ("config.json", "model.safetensors")
+    assert bytes_of_files(hub.sent - before, stages) == {
+        name: sum(len(files[name]) for files in stages.values()) for name in needed
+    }
+    before = hub.sent.copy()
     process.communicate(b"\n")
     assert process.returncode == 0
+    memory = {name: len(content) for name, content in stages["task-02"].items() if name.startswith("memory/")}
+    arrived = bytes_of_files(hub.sent - before, stages)
+    assert {name: size for name, size in arrived.items() if name.startswith("memory/")} == memory
     for repo in ("local/alone", "local/saved"):
         files = hub.files(repo)
         assert ModelCard(files["README.md"].decode()).data.library_name == "hf_wakesleep"
@@ -147,18 +176,23 @@ def test_every_stage_arrives_as_one_commit_and_tag_and_loads_back(hub, tmp_path)
 
 
 def test_nothing_private_is_in_anything_that_arrives(hub, tmp_path):
-    """No token, path or name of this machine, and no run of pixels of a training image."""
-    train(hub, tmp_path, "--logging_steps", "1", "--run_name", "secret-run")
+    """No token, path or name of this machine or its user, and no run of pixels of a training image."""
+    user = {name: "secret-user" for name in ("USER", "LOGNAME", "USERNAME")}
+    train(hub, tmp_path, "--logging_steps", "1", "--run_name", "secret-run", **user)
     secrets = [
         str(tmp_path),
         str(ROOT),
         str(Path.home()),
         environment(hub)["HF_TOKEN"],
         "secret-run",
+        "secret-user",
     ]
     digits = [np.round(image * (255 / 16)).astype(np.uint8).tobytes() for image in load_digits().images]
     for tag in TAGS:
-        for name, content in hub.files(REPO, tag).items():
+        files = hub.files(REPO, tag)
+        codes = pq.read_table(BytesIO(files["memory/codes.parquet"]))["code"].to_pylist()
+        assert len(codes) > 100
+        for name, content in [*files.items(), *(("a code", code) for code in codes)]:
             assert [secret for secret in secrets if secret.encode() in content] == [], name
             assert not any(pixels in content for pixels in digits), name
     clone = tmp_path / "clone"
@@ -172,20 +206,27 @@ WITHOUT_PACKAGE = """
 import importlib.util, sys
 assert importlib.util.find_spec("hf_wakesleep") is None
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 classify = pipeline("image-classification", model="local/digits", revision="task-02", trust_remote_code=True)
-print(sorted(answer["label"] for answer in classify(Image.new("L", (8, 8)), top_k=7)))
-model = AutoModelForImageClassification.from_pretrained("local/digits", revision="task-03", trust_remote_code=True)
+print(sorted(answer["label"] for answer in classify(Image.new("L", (8, 8)), top_k=4)))
+for number in range(1, 6):
+    tag = f"task-{number:02d}"
+    model = AutoModelForImageClassification.from_pretrained("local/digits", revision=tag, trust_remote_code=True)
+    model.save_pretrained(tag)  # under the names that weights have in files, which differ from those in the model
+    there, here = (load_file(f"{folder}/{tag}/model.safetensors") for folder in (".", sys.argv[1]))
+    assert there.keys() == here.keys() and all(there[name].equal(here[name]) for name in here)
 print(model.config.num_labels, AutoImageProcessor.from_pretrained("local/digits").crop_size["height"])
 assert "hf_wakesleep" not in sys.modules
 """
 
 
-def test_a_stage_works_where_the_package_is_not_installed(hub, tmp_path):
-    train(hub, tmp_path)
-    printed = run_without_package(hub, tmp_path, WITHOUT_PACKAGE)
-    history = json.loads((tmp_path / "out" / "digits" / "history.json").read_text())
-    assert printed.splitlines() == [str(sorted(history["classes"][:7])), "10 8"]
+def test_five_stages_work_bit_for_bit_where_the_package_is_not_installed(hub, tmp_path):
+    train(hub, tmp_path, "--num_tasks", "5")
+    out = tmp_path / "out" / "digits"
+    printed = run_without_package(hub, tmp_path, WITHOUT_PACKAGE, out)
+    history = json.loads((out / "history.json").read_text())
+    assert printed.splitlines() == [str(sorted(history["classes"][:4])), "10 8"]
 
 
 SPACE = """
@@ -228,6 +269,17 @@ def test_a_failing_hub_stops_nothing_and_gets_every_stage_in_its_order(hub, tmp_
     assert_all_stages_arrived(hub, out)
 
 
+def test_an_outage_of_a_whole_task_stops_nothing_and_no_stage_is_missing(hub, tmp_path):
+    out = tmp_path / "out" / "digits"
+    process = subprocess.Popen([sys.executable, *pushing()], cwd=tmp_path, env=environment(hub))
+    wait_for((out / "task-01").is_dir)
+    with hub.outage() as outage:
+        wait_for((out / "task-02").is_dir)
+        wait_for(lambda: outage.count)
+    assert process.wait(300) == 0
+    assert_all_stages_arrived(hub, out)
+
+
 def test_an_upload_that_is_killed_is_taken_up_again(hub, tmp_path):
     with hub.outage():
         train(hub, tmp_path)
@@ -235,9 +287,7 @@ def test_an_upload_that_is_killed_is_taken_up_again(hub, tmp_path):
     command = [sys.executable, "-m", "hf_wakesleep.hub", "push", str(out)]
     hub.delay(0.15)
     process = subprocess.Popen(command, cwd=tmp_path, env=environment(hub))
-    deadline = time.monotonic() + 60
-    while not any("/commit/" in path for _, path, _ in hub.requests) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(lambda: any("/commit/" in path for _, path, _ in hub.requests))
     process.send_signal(signal.SIGKILL)
     process.wait()
     hub.clear()
