@@ -178,12 +178,13 @@ def test_every_stage_arrives_as_one_commit_and_tag_and_loads_back(hub, tmp_path)
 def test_nothing_private_is_in_anything_that_arrives(hub, tmp_path):
     """No token, path or name of this machine or its user, and no run of pixels of a training image."""
     user = {name: "secret-user" for name in ("USER", "LOGNAME", "USERNAME")}
-    train(hub, tmp_path, "--logging_steps", "1", "--run_name", "secret-run", **user)
+    token = environment(hub)["HF_TOKEN"]
+    train(hub, tmp_path, "--logging_steps", "1", "--run_name", "secret-run", "--hub_token", token, HF_TOKEN="", **user)
     secrets = [
         str(tmp_path),
         str(ROOT),
         str(Path.home()),
-        environment(hub)["HF_TOKEN"],
+        token,
         "secret-run",
         "secret-user",
     ]
