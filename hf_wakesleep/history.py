@@ -137,18 +137,12 @@ class History:
     def summary(self, num_tasks: int | None = None) -> dict[str, float]:
         """Return every metric after the first `num_tasks` tasks (all by default), by its name."""
         records = self.records[:num_tasks]
-        matrix = [record.accuracy for record in records]
-        return {
-            "average_accuracy": metrics.average_accuracy(matrix),
-            "pooled_accuracy": metrics.pooled_accuracy(matrix, [record.num_eval_images for record in records]),
-            "average_incremental_accuracy": metrics.average_incremental_accuracy(matrix),
-            "forgetting": metrics.forgetting(matrix),
-            "backward_transfer": metrics.backward_transfer(matrix),
-            "forward_transfer": metrics.forward_transfer(
-                [record.before_accuracy for record in records], [record.untrained_accuracy for record in records]
-            ),
-            "learning_accuracy": metrics.learning_accuracy(matrix),
-        }
+        return metrics.summarize(
+            [record.accuracy for record in records],
+            [record.num_eval_images for record in records],
+            [record.before_accuracy for record in records],
+            [record.untrained_accuracy for record in records],
+        )
 
     def to_dict(self) -> dict:
         """Return everything as JSON-able values: metrics after each task as lists, NaN as `None`."""

@@ -9,6 +9,7 @@ import argparse
 import json
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ logger = logging.get_logger(__name__)
 OUTBOX_NAME = "hub.json"
 ATTEMPTS = 5  # of one stage, before it is left for later
 FIRST_WAIT = 1.0  # seconds before the second attempt; doubled before every further one
+DATA_FILE = r"It seems that you are about to commit a data file \(memory/codes\.parquet\)"  # a warning; it is meant so
 NETWORK_ERRORS = (HTTPError, OSError, RuntimeError)  # the last as hf_xet reports failed transfers
 
 
@@ -112,6 +114,7 @@ def publish_stage(
     if present is not None:
         return present
     summary = History.load(folder).summary()
+    warnings.filterwarnings("ignore", DATA_FILE, UserWarning)  # `catch_warnings` is not safe in threads
     commit = api.upload_folder(
         folder_path=folder,
         repo_id=repo_id,

@@ -18,6 +18,7 @@ from .digests_wakesleep import WEIGHT_FILES, check_digests, write_digests
 from .head_wakesleep import INITIAL_SCALE, CosineClassifier, LinearClassifier, Recall, SemiParametricHead
 
 DOWNLOAD = ("revision", "token", "cache_dir", "subfolder", "local_files_only")  # which file is meant
+UPLOAD = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
 SLACK = 2**22  # numbers that a model may hold beyond twice its weights on disk
 
 
@@ -139,11 +140,21 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
                 f"got {stored:,}. Is the download complete?"
             )
 
-    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs) -> None:
-        """Save as `PreTrainedModel.save_pretrained` does, with the digests of what then is in the folder."""
+    def save_pretrained(
+        self, save_directory, is_main_process: bool = True, *, push_to_hub: bool = False, **kwargs
+    ) -> None:
+        """Save as `PreTrainedModel.save_pretrained` does, with the digests of what then is in the folder.
+
+        With `push_to_hub=True` the model alone, its digests and its card then go to `repo_id`, by default the name of
+        the folder.
+        """
+        upload = {name: kwargs.pop(name) for name in UPLOAD if push_to_hub and name in kwargs}
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
             write_digests(save_directory)
+        if is_main_process and push_to_hub:
+            upload |= {name: kwargs[name] for name in ("token", "max_shard_size") if name in kwargs}
+            self.push_to_hub(**{"repo_id": Path(save_directory).name, **upload})
 
     @classmethod
     def from_backbone(

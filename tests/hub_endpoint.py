@@ -30,8 +30,8 @@ from hub_repository import (
 
 PIECE = 2**16
 REPO = r"(?P<repo_id>[^/]+(?:/[^/]+?)?)"
-API = rf"/api/(?P<kind>models|datasets)/{REPO}"
-PAGE = rf"/(?:(?P<kind>datasets)/)?{REPO}"
+API = rf"/api/(?P<kind>models|datasets|spaces)/{REPO}"
+PAGE = rf"/(?:(?P<kind>datasets|spaces)/)?{REPO}"
 
 
 @dataclass(eq=False)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import yaml
 
-KINDS = ("models", "datasets")
+KINDS = ("models", "datasets", "spaces")
 NAME = re.compile(r"(?!.*(\.\.|--|\.git$))[A-Za-z0-9]([A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
 SHA1 = re.compile(r"[0-9a-f]{7,40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -367,7 +367,7 @@ class Repository:
 
 
 class Storage:
-    """Everything under one folder: `models/USER/NAME.git`, `datasets/USER/NAME.git` and `lfs/`."""
+    """Everything under one folder: `models/USER/NAME.git`, the same for other kinds, and `lfs/`."""
 
     def __init__(self, root: Path):
         self.root = root

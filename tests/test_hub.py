@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hub_endpoint import HubEndpoint, client_environment
 from huggingface_hub import ModelCard
@@ -17,6 +20,7 @@ from sklearn.datasets import load_digits
 from hf_wakesleep.hub import Outbox, Publisher, push_pending
 
 ROOT = Path(__file__).parents[1]
+MODULE = ROOT / "hf_wakesleep" / "evaluate_modules" / "continual_learning"
 TRAIN = str(ROOT / "examples" / "train_cil.py")
 CONTINUE = str(ROOT / "examples" / "continue_from_hub.py")
 SHORT = ["--num_train_epochs", "1", "--sleep_steps", "10", "--num_tasks", "3", "--disable_tqdm", "true"]
@@ -49,9 +53,39 @@ def run(hub, *command, cwd, succeeds=True, **changes) -> subprocess.CompletedPro
     return done
 
 
-def train(hub, cwd, *args, repo=REPO):
-    pushing = ["--push_to_hub", "true", "--hub_model_id", repo] if repo else []
-    return run(hub, TRAIN, *SHORT, *pushing, *args, cwd=cwd)
+def train(hub, cwd, *args, repo=REPO, **changes):
+    return run(hub, *pushing(repo), *args, cwd=cwd, **changes)
+
+
+def pushing(repo=REPO) -> list[str]:
+    return [TRAIN, *SHORT, "--push_to_hub", "true", "--hub_model_id", repo]
+
+
+def run_without_package(hub, tmp_path, code, *args) -> str:
+    """Run code in a second virtual environment that shares the installed packages, but not this one."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    (packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    shared = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    (packages / "shared.pth").write_text("\n".join(shared))
+    settings = environment(hub, HF_UPDATE_DOWNLOAD_COUNTS="0")
+    del settings["PYTHONPATH"]
+    done = subprocess.run(
+        [str(tmp_path / "venv" / "bin" / "python"), "-c", code, *map(str, args)],
+        cwd=tmp_path / "venv",
+        env=settings,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def wait_for(condition, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def git(hub, *command) -> str:
@@ -72,9 +106,21 @@ def assert_all_stages_arrived(hub, output_dir: Path):
     git(hub, "fsck", "--strict")
 
 
+def bytes_of_files(sent: Counter, stages: dict[str, dict[str, bytes]]) -> Counter:
+    """Return how many bytes of each file of some stages were sent."""
+    names = {name for files in stages.values() for name in files}
+    bytes_of = Counter()
+    for path, size in sent.items():
+        name = path.partition("/resolve/")[2].partition("/")[2]
+        if f"/{REPO}/" in path and name in names:
+            bytes_of[name] += size
+    return bytes_of
+
+
 LOAD = """
 import sys, torch
-from hf_wakesleep import SemiParametricMemory, WakeSleepForImageClassification
+from huggingface_hub import snapshot_download
+from hf_wakesleep import SemiParametricMemory, WakeSleepForImageClassification, check_digests
 for tag in ("task-01", "task-02", "task-03"):
     there = WakeSleepForImageClassification.from_pretrained("local/digits", revision=tag)
     here = WakeSleepForImageClassification.from_pretrained(f"out/digits/{tag}")
@@ -88,11 +134,16 @@ local = SemiParametricMemory.from_pretrained("out/digits/task-02")
 assert memory.num_bytes == local.num_bytes
 assert torch.equal(memory.read(range(len(memory)))[0], local.read(range(len(local)))[0])
 there.push_to_hub("local/alone")
+there.save_pretrained("saved", push_to_hub=True, repo_id="local/saved")
+for folder in ("saved", snapshot_download("local/alone"), snapshot_download("local/saved")):
+    check_digests(folder)
+    WakeSleepForImageClassification.from_pretrained(folder)
 """
 
 
 def test_every_stage_arrives_as_one_commit_and_tag_and_loads_back(hub, tmp_path):
-    train(hub, tmp_path)
+    done = train(hub, tmp_path)
+    assert "commit a data file" not in done.stderr
     out = tmp_path / "out" / "digits"
     assert_all_stages_arrived(hub, out)
     assert "pooled accuracy" in git(hub, "tag", "-n", "-l", "task-02")
@@ -103,34 +154,46 @@ def test_every_stage_arrives_as_one_commit_and_tag_and_loads_back(hub, tmp_path)
         assert str(tmp_path) not in text
         assert environment(hub)["HF_TOKEN"] not in text
 
+    stages, before = {tag: hub.files(REPO, tag) for tag in TAGS}, hub.sent.copy()
     process = subprocess.Popen(
         [sys.executable, "-c", LOAD], cwd=tmp_path, env=environment(hub), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
-    seen = len(hub.requests)
     assert process.stdout.readline().strip() == b"weights are equal"
-    fetched = [path for method, path, _ in hub.requests[seen:] if method == "GET" and "/resolve/" in path]
-    assert any("model.safetensors" in path for path in fetched)
-    assert not any("memory" in path for path in fetched)
+    needed = ("config.json", "model.safetensors")
+    assert bytes_of_files(hub.sent - before, stages) == {
+        name: sum(len(files[name]) for files in stages.values()) for name in needed
+    }
+    before = hub.sent.copy()
     process.communicate(b"\n")
     assert process.returncode == 0
-    card = ModelCard(hub.files("local/alone")["README.md"].decode())
-    assert card.data.library_name == "hf_wakesleep"
-    assert set(hub.files("local/alone")) >= {"config.json", "model.safetensors", "modeling_wakesleep.py"}
+    memory = {name: len(content) for name, content in stages["task-02"].items() if name.startswith("memory/")}
+    arrived = bytes_of_files(hub.sent - before, stages)
+    assert {name: size for name, size in arrived.items() if name.startswith("memory/")} == memory
+    for repo in ("local/alone", "local/saved"):
+        files = hub.files(repo)
+        assert ModelCard(files["README.md"].decode()).data.library_name == "hf_wakesleep"
+        assert files.keys() >= {"config.json", "digests.json", "model.safetensors", "modeling_wakesleep.py"}
 
 
 def test_nothing_private_is_in_anything_that_arrives(hub, tmp_path):
-    """No token, path or name of this machine, and no run of pixels of a training image."""
-    train(hub, tmp_path, "--logging_steps", "1", "--run_name", "secret-run")
+    """No token, path or name of this machine or its user, and no run of pixels of a training image."""
+    user = {name: "secret-user" for name in ("USER", "LOGNAME", "USERNAME")}
+    token = environment(hub)["HF_TOKEN"]
+    train(hub, tmp_path, "--logging_steps", "1", "--run_name", "secret-run", "--hub_token", token, HF_TOKEN="", **user)
     secrets = [
         str(tmp_path),
         str(ROOT),
         str(Path.home()),
-        environment(hub)["HF_TOKEN"],
+        token,
         "secret-run",
+        "secret-user",
     ]
     digits = [np.round(image * (255 / 16)).astype(np.uint8).tobytes() for image in load_digits().images]
     for tag in TAGS:
-        for name, content in hub.files(REPO, tag).items():
+        files = hub.files(REPO, tag)
+        codes = pq.read_table(BytesIO(files["memory/codes.parquet"]))["code"].to_pylist()
+        assert len(codes) > 100
+        for name, content in [*files.items(), *(("a code", code) for code in codes)]:
             assert [secret for secret in secrets if secret.encode() in content] == [], name
             assert not any(pixels in content for pixels in digits), name
     clone = tmp_path / "clone"
@@ -144,35 +207,47 @@ WITHOUT_PACKAGE = """
 import importlib.util, sys
 assert importlib.util.find_spec("hf_wakesleep") is None
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 classify = pipeline("image-classification", model="local/digits", revision="task-02", trust_remote_code=True)
-print(sorted(answer["label"] for answer in classify(Image.new("L", (8, 8)), top_k=7)))
-model = AutoModelForImageClassification.from_pretrained("local/digits", revision="task-03", trust_remote_code=True)
+print(sorted(answer["label"] for answer in classify(Image.new("L", (8, 8)), top_k=4)))
+for number in range(1, 6):
+    tag = f"task-{number:02d}"
+    model = AutoModelForImageClassification.from_pretrained("local/digits", revision=tag, trust_remote_code=True)
+    model.save_pretrained(tag)  # under the names that weights have in files, which differ from those in the model
+    there, here = (load_file(f"{folder}/{tag}/model.safetensors") for folder in (".", sys.argv[1]))
+    assert there.keys() == here.keys() and all(there[name].equal(here[name]) for name in here)
 print(model.config.num_labels, AutoImageProcessor.from_pretrained("local/digits").crop_size["height"])
 assert "hf_wakesleep" not in sys.modules
 """
 
 
-def test_a_stage_works_where_the_package_is_not_installed(hub, tmp_path):
-    """A second virtual environment that shares the installed packages, but not this one."""
-    train(hub, tmp_path)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
-    (packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
-    shared = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-    (packages / "shared.pth").write_text("\n".join(shared))
-    settings = environment(hub)
-    del settings["PYTHONPATH"]
-    done = subprocess.run(
-        [str(tmp_path / "venv" / "bin" / "python"), "-c", WITHOUT_PACKAGE],
-        cwd=tmp_path / "venv",
-        env=settings,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    history = json.loads((tmp_path / "out" / "digits" / "history.json").read_text())
-    assert done.stdout.splitlines() == [str(sorted(history["classes"][:7])), "10 8"]
+def test_five_stages_work_bit_for_bit_where_the_package_is_not_installed(hub, tmp_path):
+    train(hub, tmp_path, "--num_tasks", "5")
+    out = tmp_path / "out" / "digits"
+    printed = run_without_package(hub, tmp_path, WITHOUT_PACKAGE, out)
+    history = json.loads((out / "history.json").read_text())
+    assert printed.splitlines() == [str(sorted(history["classes"][:4])), "10 8"]
+
+
+SPACE = """
+import importlib.util, sys
+assert importlib.util.find_spec("hf_wakesleep") is None
+import evaluate
+from huggingface_hub import HfApi
+space = {"repo_id": "local/continual_learning", "repo_type": "space"}
+HfApi().create_repo(**space, space_sdk="gradio")
+HfApi().upload_folder(**space, folder_path=sys.argv[1], ignore_patterns="__pycache__/*")
+results = evaluate.load("local/continual_learning").compute(accuracy_matrix=[[0.9], [0.7, 0.8], [0.5, 0.6, 0.9]])
+print(round(results["forgetting"], 6))
+"""
+
+
+def test_the_metrics_load_from_a_space_where_the_package_is_not_installed(hub, tmp_path):
+    assert run_without_package(hub, tmp_path, SPACE, MODULE).splitlines()[-1] == "0.3"
+    start = "/spaces/local/continual_learning/resolve/main/"
+    fetched = {path.removeprefix(start) for method, path, _ in hub.requests if method == "GET" and start in path}
+    assert fetched == {"accuracy_matrix.py", "continual_learning.py"}
 
 
 def test_a_failing_hub_stops_nothing_and_gets_every_stage_in_its_order(hub, tmp_path):
@@ -195,6 +270,17 @@ def test_a_failing_hub_stops_nothing_and_gets_every_stage_in_its_order(hub, tmp_
     assert_all_stages_arrived(hub, out)
 
 
+def test_an_outage_of_a_whole_task_stops_nothing_and_no_stage_is_missing(hub, tmp_path):
+    out = tmp_path / "out" / "digits"
+    process = subprocess.Popen([sys.executable, *pushing()], cwd=tmp_path, env=environment(hub))
+    wait_for((out / "task-01").is_dir)
+    with hub.outage() as outage:
+        wait_for((out / "task-02").is_dir)
+        wait_for(lambda: outage.count)
+    assert process.wait(300) == 0
+    assert_all_stages_arrived(hub, out)
+
+
 def test_an_upload_that_is_killed_is_taken_up_again(hub, tmp_path):
     with hub.outage():
         train(hub, tmp_path)
@@ -202,9 +288,7 @@ def test_an_upload_that_is_killed_is_taken_up_again(hub, tmp_path):
     command = [sys.executable, "-m", "hf_wakesleep.hub", "push", str(out)]
     hub.delay(0.15)
     process = subprocess.Popen(command, cwd=tmp_path, env=environment(hub))
-    deadline = time.monotonic() + 60
-    while not any("/commit/" in path for _, path, _ in hub.requests) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(lambda: any("/commit/" in path for _, path, _ in hub.requests))
     process.send_signal(signal.SIGKILL)
     process.wait()
     hub.clear()

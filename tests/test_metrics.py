@@ -7,7 +7,8 @@ import evaluate
 import pytest
 
 import hf_wakesleep
-from hf_wakesleep import metrics
+from hf_wakesleep import History, metrics
+from hf_wakesleep.history import TaskRecord
 
 # Three tasks. After the last one: 0.5, 0.6, 0.9.
 MATRIX = [
@@ -87,6 +88,19 @@ def test_the_evaluate_module_takes_rows_as_tasks_finish():
     for row in MATRIX:
         metric.add(accuracy_matrix=row)
     assert metric.compute()["forgetting"] == pytest.approx(0.3)
+
+
+def test_the_evaluate_module_and_the_history_of_a_run_say_the_same():
+    scores = [(NAN, NAN), (0.6, 0.5), (0.7, 0.9)]
+    records = [
+        TaskRecord(f"task-{number}", [], [], 0, 10 * number, row, before_accuracy=before, untrained_accuracy=untrained)
+        for number, (row, (before, untrained)) in enumerate(zip(MATRIX, scores, strict=True), start=1)
+    ]
+    before, untrained = map(list, zip(*scores, strict=True))
+    results = evaluate.load(str(MODULE)).compute(
+        accuracy_matrix=MATRIX, num_images=[10, 20, 30], before=before, untrained=untrained
+    )
+    assert list(results.items()) == list(History(records=records).summary().items())
 
 
 def test_the_evaluate_module_refuses_a_square_matrix():

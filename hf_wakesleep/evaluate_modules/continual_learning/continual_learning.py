@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from hf_wakesleep import metrics
+from .accuracy_matrix import summarize
 
 DESCRIPTION = """
 Average accuracy, average incremental accuracy, forgetting (Chaudhry et al. 2018), backward transfer (Lopez-Paz &
@@ -60,16 +60,4 @@ class ContinualLearning(evaluate.Metric):
                     f"Row {task} of `accuracy_matrix` must hold {task + 1} accuracies, one for each task so far, got "
                     f"{len(row)}. Leave out tasks that are yet to come."
                 )
-        names = (
-            "average_accuracy",
-            "average_incremental_accuracy",
-            "forgetting",
-            "backward_transfer",
-            "learning_accuracy",
-        )
-        results = {name: getattr(metrics, name)(accuracy_matrix) for name in names}
-        if num_images is not None:
-            results["pooled_accuracy"] = metrics.pooled_accuracy(accuracy_matrix, num_images)
-        if before is not None and untrained is not None:
-            results["forward_transfer"] = metrics.forward_transfer(before, untrained)
-        return results
+        return summarize(accuracy_matrix, num_images, before, untrained)
