@@ -20,6 +20,7 @@ ORDER = [
     "modeling_wakesleep",
     "files",
     "signals",
+    "stopwatch",
     "augment",
     "codec",
     "exact",

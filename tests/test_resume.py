@@ -1,16 +1,17 @@
 """Going on after a stop, wherever it came: the end is that of a run which was never stopped, bit for bit."""
 
+import json
 import os
 import shutil
 import signal
 
 import pytest
 import torch
-from conftest import equal_states
+from conftest import digits_of, equal_states
 from test_trainer import assert_same_end, make_stream, make_trainer  # noqa: F401
 from transformers import TrainerCallback
 
-from hf_wakesleep import SleepCallback, sleep
+from hf_wakesleep import ClassIncrementalStream, SleepCallback, sleep
 from hf_wakesleep.checkpoint import SLEEP_NAME, find_checkpoints
 from hf_wakesleep.replay import Replay
 from hf_wakesleep.stage import Stage
@@ -238,6 +239,36 @@ def test_a_signal_between_tasks_starts_no_further_one(make_trainer, tmp_path, wh
     resumed = make_trainer(output_dir="stopped", **SETTINGS)
     resumed.train(resume_from_checkpoint=True)
     assert_same_end(whole, resumed)
+
+
+@pytest.fixture
+def make_small(make_trainer):  # noqa: F811
+    """Return a function that builds trainers of two tasks of 4 steps awake and 4 asleep, with a checkpoint every 2."""
+    data = digits_of(range(4), 16)
+    settings = {"per_device_train_batch_size": 8, "sleep_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    return lambda folder: make_trainer(
+        output_dir=folder, stream=ClassIncrementalStream(data, num_tasks=2), forward_transfer=False, **settings
+    )
+
+
+@pytest.mark.parametrize("point", ["written", "checkpoint-6"])
+def test_seconds_go_on_from_those_before_a_stop(make_small, tmp_path, monkeypatch, point):
+    train_until(monkeypatch, make_small("out"), sleep, "update_recall", stop_at(1, None))
+    folder = tmp_path / "out" / "checkpoints" / "task-01"
+    seconds = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/seconds.json")}
+    assert 0 < seconds["written"]["awake"] < seconds["checkpoint-2"]["awake"] < seconds["checkpoint-4"]["awake"]
+    assert seconds["checkpoint-6"]["awake"] == seconds["checkpoint-8"]["awake"]
+    assert seconds["checkpoint-4"]["asleep"] == 0 < seconds["checkpoint-6"]["asleep"]
+    (folder / point / "seconds.json").write_text(json.dumps({"awake": 5_000.0, "napping": 3_000.0, "asleep": 0.0}))
+    for name in ("checkpoint-2", "checkpoint-4", "checkpoint-6", "checkpoint-8"):
+        if point == "written" or name > point:
+            shutil.rmtree(folder / name)
+    resumed = make_small("out")
+    resumed.train(resume_from_checkpoint=True)
+    first, second = resumed.history.records
+    assert 5_000 < first.wake_seconds < 6_000
+    assert 3_000 < first.sleep_seconds < 4_000
+    assert second.wake_seconds < 2_000
 
 
 def test_another_seed_gives_another_result(make_trainer, make_stream, whole):  # noqa: F811
