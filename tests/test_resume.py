@@ -1,6 +1,7 @@
 """Going on after a stop, wherever it came: the end is that of a run which was never stopped, bit for bit."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ from conftest import digits_of, equal_states
 from test_trainer import assert_same_end, make_stream, make_trainer  # noqa: F401
 from transformers import TrainerCallback
 
-from hf_wakesleep import ClassIncrementalStream, SleepCallback, sleep
+from hf_wakesleep import ClassIncrementalStream, ContinualTrainer, SleepCallback, WebPCodec, recall, sleep
 from hf_wakesleep.checkpoint import SLEEP_NAME, find_checkpoints
 from hf_wakesleep.replay import Replay
 from hf_wakesleep.stage import Stage
@@ -249,6 +250,55 @@ def make_small(make_trainer):  # noqa: F811
     return lambda folder: make_trainer(
         output_dir=folder, stream=ClassIncrementalStream(data, num_tasks=2), forward_transfer=False, **settings
     )
+
+
+_SMALL = []
+
+SIGNALS = {  # what begins when the signal comes, for the how manieth time, and what is there when the run has stopped
+    "writing memory": (WebPCodec, "encode", 6, {"task-01", "checkpoints/task-02/written"}),
+    "recall recomputation": (recall, "_features", 2, {"task-01"}),
+    "last evaluation": (ContinualTrainer, "prediction_step", 2, {"task-01", "task-02"}),
+}
+
+
+def send_at(call: int, function, times: int = 1):
+    """Return a function that sends SIGTERM to its process before one of its calls."""
+    calls = iter(range(1, 10**6))
+
+    def sending(*args, **kwargs):
+        if next(calls) == call:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGTERM)
+        return function(*args, **kwargs)
+
+    return sending
+
+
+@pytest.mark.parametrize("point", SIGNALS)
+def test_a_signal_in_a_pass_ends_after_it_and_nothing_is_lost(make_small, tmp_path, monkeypatch, point):
+    where, name, call, saved = SIGNALS[point]
+    if not _SMALL:
+        _SMALL.append(make_small("whole"))
+        _SMALL[0].train()
+    sending = send_at(call, getattr(where, name))
+    error = train_until(monkeypatch, make_small("stopped"), where, name, sending, error=SystemExit)
+    assert error.code == 143
+    out = tmp_path / "stopped"
+    assert {str(path.relative_to(out)) for path in [*out.glob("task-*"), *out.glob("checkpoints/*/*")]} == saved
+    resumed = make_small("stopped")
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_end(_SMALL[0], resumed)
+
+
+def test_a_second_signal_in_a_pass_ends_at_once(make_small, tmp_path, monkeypatch):
+    stopped = make_small("stopped")
+    with monkeypatch.context() as patch:
+        patch.setattr(WebPCodec, "encode", send_at(2, WebPCodec.encode, times=2))
+        process = multiprocessing.get_context("fork").Process(target=stopped.train)
+        process.start()
+        process.join()
+    assert process.exitcode == -signal.SIGTERM
+    assert [path.name for path in (tmp_path / "stopped").iterdir()] == ["history.json"]
 
 
 @pytest.mark.parametrize("point", ["written", "checkpoint-6"])
