@@ -230,6 +230,8 @@ def kill_runs(
         seed (`int`): Seed of the moments.
         train_args (`list[str]`): Arguments of `train_cil.py`.
     """
+    if (output_dir / f"whole-{processes}").exists():
+        raise SystemExit(f"{output_dir} holds such runs already. Remove it, or pass another `--output_dir`.")
     whole = Run(output_dir / f"whole-{processes}", processes, train_args)
     start = whole.start()
     whole.finish()
