@@ -37,6 +37,7 @@ ORDER = [
     "herding",
     "synapses",
     "memory_files",
+    "decoded",
     "memory",
     "labels",
     "images",
