@@ -19,6 +19,7 @@ from .head_wakesleep import Recall
 from .history import HISTORY_NAME
 from .memory import SemiParametricMemory
 from .stage import MEMORY_FOLDER, find_stages, load_memory, stage_name, stage_number
+from .stopwatch import Stopwatch
 
 logger = logging.get_logger(__name__)
 
@@ -117,7 +118,9 @@ def clean(output_dir: str | Path) -> list[Path]:
     return broken
 
 
-def save_written(folder: Path, memory: SemiParametricMemory | None, recall: Recall, scores: dict) -> None:
+def save_written(
+    folder: Path, memory: SemiParametricMemory | None, recall: Recall, scores: dict, stopwatch: Stopwatch
+) -> None:
     """Keep what came of writing a task into memory, so that it need not be done again.
 
     Args:
@@ -125,18 +128,21 @@ def save_written(folder: Path, memory: SemiParametricMemory | None, recall: Reca
         memory ([`SemiParametricMemory`], *optional*): The memory.
         recall ([`Recall`]): Its statistics.
         scores (`dict`): What was measured before and after it, JSON-able.
+        stopwatch ([`Stopwatch`]): How long it took.
     """
     with whole_folder(folder / WRITTEN_FOLDER) as temporary:
         if memory is not None:
             memory.save(temporary / MEMORY_FOLDER)
         save_file({name: value.contiguous() for name, value in recall.state_dict().items()}, temporary / RECALL_NAME)
         (temporary / SCORES_NAME).write_text(json.dumps(scores))
+        stopwatch.save(temporary)
 
 
-def load_written(folder: Path, recall: Recall) -> tuple[SemiParametricMemory | None, dict]:
-    """Load statistics into recall, and return memory and scores, as `save_written` kept them."""
+def load_written(folder: Path, recall: Recall, stopwatch: Stopwatch) -> tuple[SemiParametricMemory | None, dict]:
+    """Load statistics and seconds, and return memory and scores, as `save_written` kept them."""
     folder = folder / WRITTEN_FOLDER
     recall.load_state_dict(load_file(folder / RECALL_NAME))
+    stopwatch.load(folder)
     return load_memory(folder), json.loads((folder / SCORES_NAME).read_text())
 
 

@@ -32,9 +32,9 @@ class TaskRecord:
         memory_bytes (`dict[str, int]`): Bytes of each of `MEMORY_PARTS`, and their `total`.
         num_codes (`int`): Codes in memory.
         recall_weight (`float`): Weight of recall in predictions.
-        wake_seconds (`float`): Seconds awake.
+        wake_seconds (`float`): Seconds awake, those before a stop included.
         wake_images (`int`): Training images seen awake, repetitions included.
-        sleep_seconds (`float`): Seconds asleep.
+        sleep_seconds (`float`): Seconds asleep, in the same way.
         sleep_images (`int`): Memories seen asleep, repetitions included.
         sleep (`dict`): The report of the sleep; empty without one.
         fingerprint (`dict`): What identifies the task, see [`Task.fingerprint`].

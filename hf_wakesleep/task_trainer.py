@@ -2,7 +2,8 @@
 
 import copy
 import math
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ from .shards import unwrap
 from .signals import StopSignals
 from .sleep import SleepReport, consolidate
 from .stage import Stage, stage_name
+from .stopwatch import Stopwatch
 from .synapses import FrozenEntries, count_entries, make_room
 from .tasks import Task
 from .training_args import ContinualTrainingArguments
@@ -73,7 +75,7 @@ class TaskTrainer(ClassifierTrainer):
         self._teacher: WakeSleepForImageClassification | None = None
         self._sleep_state: dict | None = None
         self._micro_step = (0, 0)
-        self._seconds_asleep = self._seconds_napping = 0.0
+        self._stopwatch = Stopwatch()
         self._is_inside_task = False
         self._frozen = FrozenEntries(model, None)
         super().__init__(model, args, **kwargs)
@@ -102,7 +104,7 @@ class TaskTrainer(ClassifierTrainer):
             num_eval_images=len(task.eval_dataset),
             untrained_accuracy=self.history.untrained.get(stage_name(number), math.nan),
         )
-        start, self._seconds_asleep, self._seconds_napping = time.perf_counter(), 0.0, 0.0
+        self._stopwatch = Stopwatch()
         self._write(number, record)
         if self.args.head_init == "recall":
             first = len(self.model.config.classes) - len(record.new_classes)
@@ -111,6 +113,8 @@ class TaskTrainer(ClassifierTrainer):
         set_seed(self.args.seed + number)
         self._frozen = FrozenEntries(self.model, None if self.memory is None else self.memory.synapses)
         self._sleep_state = load_sleep(checkpoint)
+        if checkpoint is not None:
+            self._stopwatch.load(checkpoint)
         plasticity = self.args.wake_plasticity_of(number)
         set_plasticity(self.model, plasticity)
         if plasticity == "lora" and self._sleep_state is None:  # else merged before the checkpoint
@@ -121,10 +125,10 @@ class TaskTrainer(ClassifierTrainer):
             self._settle_recall()
         report = self._sleep_report
         record.sleep = report.to_dict() if report else {}
-        record.sleep_seconds = self._seconds_napping + (report.seconds if report else 0.0)
+        seconds = self._stopwatch.read()
+        record.wake_seconds = seconds["awake"]
+        record.sleep_seconds = seconds["napping"] + (report.seconds if report else 0.0)
         record.sleep_images = self._num_replayed()
-        seconds = time.perf_counter() - start
-        record.wake_seconds = seconds - self._seconds_asleep - self._seconds_napping  # all of this call
         replayed = self.args.wake_replay and bool((self.memory.tasks != number).any())
         record.wake_images = round(self.state.epoch * len(task.train_dataset)) * (1 + replayed)
         self._finish(record)
@@ -134,7 +138,7 @@ class TaskTrainer(ClassifierTrainer):
         """Write a task into memory and recall and measure before and after it, or load what came of it."""
         recall, folder = self.model.head.recall, self.checkpoints_folder
         if is_written(folder):
-            self.memory, scores = load_written(folder, recall)
+            self.memory, scores = load_written(folder, recall, self._stopwatch)
             record.set_scores(scores)
             return
         if self.args.forward_transfer and number > 0:
@@ -143,7 +147,7 @@ class TaskTrainer(ClassifierTrainer):
         if self.args.evaluate_recall:
             record.recall_accuracy = self._evaluate_recall()
         if self.args.save_strategy != "no" and self.args.should_save:
-            save_written(folder, self.memory, recall, record.scores())
+            save_written(folder, self.memory, recall, record.scores(), self._stopwatch)
         self.accelerator.wait_for_everyone()
 
     def _evaluate_recall(self) -> list[float]:
@@ -182,7 +186,7 @@ class TaskTrainer(ClassifierTrainer):
 
     def sleep(self) -> None:
         """Consolidate memory into the network, if there is a memory and `sleep_steps` says so."""
-        start = time.perf_counter()
+        self._stopwatch.enter("asleep")
         self._unwrap()
         set_seed(self.args.seed + self.task_number)  # what is random asleep does not depend on how wake was resumed
         if self.memory is not None and self.args.sleep_steps:
@@ -200,11 +204,11 @@ class TaskTrainer(ClassifierTrainer):
                 on_step_end=self._end_sleep_step,
             )
             self.log({f"sleep_{name}": value for name, value in self._sleep_report.scalars().items()})
-        self._seconds_asleep = time.perf_counter() - start
+        self._stopwatch.enter("awake")
 
     def nap(self) -> None:
         """Take `nap_steps` steps of sleep inside wake, whose optimizer goes on as if nothing had happened."""
-        start = time.perf_counter()
+        self._stopwatch.enter("napping")
         sleeper = type(self.model)(copy.deepcopy(self.model.config)).to(self.accelerator.device)
         sleeper.load_state_dict(self.model.state_dict())
         args = copy.copy(self.args)
@@ -221,8 +225,15 @@ class TaskTrainer(ClassifierTrainer):
             lora_config=self.lora_config,
         )
         self.model.load_state_dict(sleeper.state_dict())
-        self._seconds_napping += time.perf_counter() - start
+        self._stopwatch.enter("awake")
         self.log({"nap_loss": report.loss})
+
+    @contextmanager
+    def _whole_checkpoint(self, step: int) -> Iterator[Path]:
+        with super()._whole_checkpoint(step) as folder:
+            if self.args.should_save:
+                self._stopwatch.save(folder)
+            yield folder
 
     def _num_replayed(self) -> int:
         """Return how many memories the naps and the sleep of the task at hand have replayed."""

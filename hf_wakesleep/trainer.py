@@ -73,8 +73,8 @@ class ContinualTrainer(TaskTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
         """Learn all tasks that are not learned yet.
 
-        SIGTERM and SIGINT stop it after the step at hand, awake or asleep, with a checkpoint of that step; elsewhere
-        they stop it when the pass at hand is over. A second signal acts at once.
+        SIGTERM and SIGINT stop it after the step at hand, awake or asleep, with a checkpoint of that step; before the
+        first step when memory is written; and after the last when the stage is saved. A second signal acts at once.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*): `True` goes on from the last stage and checkpoint in
@@ -106,6 +106,7 @@ class ContinualTrainer(TaskTrainer):
                 output = self._learn(number, checkpoint, **kwargs)
                 checkpoint = None
                 steps, loss = steps + output.global_step, output.training_loss
+            self.guard.exit_if_asked()
         if self._publisher is not None:
             self._publisher.finish(self.args.shows_progress)
         return TrainOutput(steps, loss, self.history.summary() if len(self.history) else {})

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from conftest import FAST, digits_of
+from conftest import FAST, PARTS, digits_of
 from forgeries import ABSURD, CODES, CONFIG, FORGERIES, HISTORY, MEMORY, WEIGHTS, reseal
+from test_memory import images_of
 from transformers import AutoModelForImageClassification, ViTConfig, set_seed
 
 from hf_wakesleep import (
@@ -24,6 +25,8 @@ from hf_wakesleep import (
     ContinualTrainer,
     ContinualTrainingArguments,
     History,
+    LearnedCodec,
+    RawCodec,
     SemiParametricMemory,
     TaskStream,
     WakeSleepConfig,
@@ -72,6 +75,36 @@ def make_run(folder: Path, seed: int, classes: range, codec: Codec | None = None
     args = ContinualTrainingArguments(str(folder), **{**FAST, "sleep_steps": 1, "memory_budget": "1MB", "seed": seed})
     ContinualTrainer(model, args, TaskStream(stream[:2], stream.protocol), codec=codec).train()
     return stream
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A stage to mutate, others of the same and of other runs, the stream, and what loading the stage gives."""
+
+    stage: Path
+    others: list[Path]
+    stream: TaskStream
+    original: dict[str, str | None]
+
+
+def make_subjects(folder: Path) -> list[Subject]:
+    """Make stages whose memories are coded by WebP, twice as often as by the learned codec, as it ships and fitted."""
+    codecs = {"a": None, "learned": LearnedCodec(), "fitted": LearnedCodec().fit(list(images_of(4)), steps=1)}
+    streams = {name: make_run(folder / name, 0, range(3), codec) for name, codec in codecs.items()}
+    make_run(folder / "b", 1, range(3, 6))
+    make_run(folder / "c", 0, range(3), RawCodec())
+    last = {name: folder / name / "task-02" for name in (*codecs, "b", "c")}
+    others = {"a": ("b", "c"), "learned": ("a", "fitted"), "fitted": ("learned", "b")}
+    found = {
+        name: Subject(
+            last[name],
+            [folder / name / "task-01", *(last[other] for other in others[name])],
+            stream,
+            fingerprints(last[name], stream),
+        )
+        for name, stream in streams.items()
+    }
+    return [found[name] for name in ("a", "learned", "a", "fitted")]
 
 
 # Loading
@@ -152,6 +185,22 @@ def verdict(mutation: Mutation, stage: Path, stream: TaskStream, original: dict,
         "any": False,
     }[mutation.expected]
     return f"{mutation.name}: expected {mutation.expected}, {differs} differ, {refused} refused" if is_wrong else None
+
+
+def mutated(subjects: list[Subject], number: int, folder: Path) -> str | None:
+    """Mutate one of the stages in a folder, which is empty afterwards; return what is wrong with loading the result.
+
+    Args:
+        subjects (`list[Subject]`): The stages, which take turns.
+        number (`int`): Decides what is done.
+        folder (`Path`): Where it is done.
+    """
+    one, folder = subjects[number // PARTS % len(subjects)], folder / str(number)
+    folder.mkdir()
+    mutation = mutate(one.stage, one.others, folder / "task-02", random.Random(number))
+    problem = verdict(mutation, folder / "task-02", one.stream, one.original, auto=number % 3 == 0)
+    shutil.rmtree(folder)
+    return f"{number}: {problem}" if problem else None
 
 
 def _in_transformers(error: BaseException) -> bool:

@@ -23,6 +23,7 @@ from hf_wakesleep.checkpoint import (
     save_written,
 )
 from hf_wakesleep.head_wakesleep import Recall
+from hf_wakesleep.stopwatch import Stopwatch
 
 
 def make_checkpoint(output_dir, task, step, whole=True):
@@ -100,10 +101,10 @@ def test_a_written_task_comes_back_as_it_was(tmp_path, score, keeps_memory):
     recall = Recall(4, 2, 0.1)
     recall.update(torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 1]))
     assert not is_written(tmp_path)
-    save_written(tmp_path, memory, recall, score)
+    save_written(tmp_path, memory, recall, score, Stopwatch())
     assert is_written(tmp_path)
     fresh = Recall(4, 2, 0.1)
-    loaded, loaded_score = load_written(tmp_path, fresh)
+    loaded, loaded_score = load_written(tmp_path, fresh, Stopwatch())
     assert equal_states(recall, fresh)
     assert loaded_score == score or (math.isnan(score) and math.isnan(loaded_score))
     assert (loaded is None) == (memory is None)

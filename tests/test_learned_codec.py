@@ -126,6 +126,12 @@ def test_a_fitted_codec_takes_fewer_bytes_for_images_of_its_kind():
     assert fidelity["fitted"] > fidelity["shipped"] - 1
 
 
+def test_what_is_fitted_follows_from_images_and_seed():
+    images = digits(among=(0, 1))
+    first, again, other = (LearnedCodec(40).fit(images, steps=2, seed=seed).digest() for seed in (1, 1, 2))
+    assert first == again != other
+
+
 def test_a_target_chooses_the_quality():
     images = digits()
     codec = LearnedCodec().fit(images, target_bytes=16, steps=0)

@@ -3,54 +3,23 @@
 A sample runs by default, 2,000 stages and every forgery with `pytest tests/test_mutations.py --full`.
 """
 
-import random
 import resource
 import shutil
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 from conftest import PARTS
 from forgeries import FORGERIES, reseal
-from mutations import Mutation, fingerprints, make_run, mutate, verdict
-from test_memory import images_of
-
-from hf_wakesleep import LearnedCodec, RawCodec, TaskStream
+from mutations import Mutation, fingerprints, make_subjects, mutated, verdict
+from test_torture import torture
 
 SAMPLE, FULL = 96, 2_000  # mutated stages
 MEGABYTES = 400  # that loading any of them may add to the memory of the process
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A stage to mutate, others of the same and of other runs, the stream, and what loading the stage gives."""
-
-    stage: Path
-    others: list[Path]
-    stream: TaskStream
-    original: dict[str, str | None]
-
-
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory):
-    """Stages whose memories are coded by WebP, twice as often as by the learned codec, as it ships and fitted."""
-    folder = tmp_path_factory.mktemp("runs")
-    codecs = {"a": None, "learned": LearnedCodec(), "fitted": LearnedCodec().fit(list(images_of(4)), steps=1)}
-    streams = {name: make_run(folder / name, 0, range(3), codec) for name, codec in codecs.items()}
-    make_run(folder / "b", 1, range(3, 6))
-    make_run(folder / "c", 0, range(3), RawCodec())
-    last = {name: folder / name / "task-02" for name in (*codecs, "b", "c")}
-    others = {"a": ("b", "c"), "learned": ("a", "fitted"), "fitted": ("learned", "b")}
-    found = {
-        name: Subject(
-            last[name],
-            [folder / name / "task-01", *(last[other] for other in others[name])],
-            stream,
-            fingerprints(last[name], stream),
-        )
-        for name, stream in streams.items()
-    }
-    return [found[name] for name in ("a", "learned", "a", "fitted")]
+    return make_subjects(tmp_path_factory.mktemp("runs"))
 
 
 def test_a_whole_stage_loads_in_every_way_and_again(subjects):
@@ -64,17 +33,18 @@ def test_a_whole_stage_loads_in_every_way_and_again(subjects):
 def test_a_mutated_stage_is_refused_or_as_it_was(subjects, tmp_path, request, part):
     count = FULL if request.config.getoption("full") else SAMPLE
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    wrong = []
-    for number in range(part, count, PARTS):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        one = subjects[number // PARTS % len(subjects)]
-        mutation = mutate(one.stage, one.others, folder / "task-02", random.Random(number))
-        problem = verdict(mutation, folder / "task-02", one.stream, one.original, auto=number % 3 == 0)
-        wrong += [f"{number}: {problem}"] if problem else []
-        shutil.rmtree(folder)
+    numbers = range(part, count, PARTS)
+    wrong = [problem for number in numbers if (problem := mutated(subjects, number, tmp_path))]
     assert wrong == []
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < MEGABYTES
+
+
+def test_torture_counts_stages_that_load_otherwise(subjects, tmp_path):
+    assert torture.mutate_stages(subjects, 4, tmp_path).failures == 0
+    wrong = [replace(one, original=dict.fromkeys(one.original, "another")) for one in subjects]
+    row = torture.mutate_stages(wrong, 12, tmp_path)
+    assert row.times == 12
+    assert row.failures > 0
 
 
 @pytest.mark.parametrize("part", range(PARTS))

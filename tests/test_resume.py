@@ -1,16 +1,18 @@
 """Going on after a stop, wherever it came: the end is that of a run which was never stopped, bit for bit."""
 
+import json
+import multiprocessing
 import os
 import shutil
 import signal
 
 import pytest
 import torch
-from conftest import equal_states
+from conftest import digits_of, equal_states
 from test_trainer import assert_same_end, make_stream, make_trainer  # noqa: F401
 from transformers import TrainerCallback
 
-from hf_wakesleep import SleepCallback, sleep
+from hf_wakesleep import ClassIncrementalStream, ContinualTrainer, SleepCallback, WebPCodec, recall, sleep
 from hf_wakesleep.checkpoint import SLEEP_NAME, find_checkpoints
 from hf_wakesleep.replay import Replay
 from hf_wakesleep.stage import Stage
@@ -238,6 +240,85 @@ def test_a_signal_between_tasks_starts_no_further_one(make_trainer, tmp_path, wh
     resumed = make_trainer(output_dir="stopped", **SETTINGS)
     resumed.train(resume_from_checkpoint=True)
     assert_same_end(whole, resumed)
+
+
+@pytest.fixture
+def make_small(make_trainer):  # noqa: F811
+    """Return a function that builds trainers of two tasks of 4 steps awake and 4 asleep, with a checkpoint every 2."""
+    data = digits_of(range(4), 16)
+    settings = {"per_device_train_batch_size": 8, "sleep_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    return lambda folder: make_trainer(
+        output_dir=folder, stream=ClassIncrementalStream(data, num_tasks=2), forward_transfer=False, **settings
+    )
+
+
+_SMALL = []
+
+SIGNALS = {  # what begins when the signal comes, for the how manieth time, and what is there when the run has stopped
+    "writing memory": (WebPCodec, "encode", 6, {"task-01", "checkpoints/task-02/written"}),
+    "recall recomputation": (recall, "_features", 2, {"task-01"}),
+    "last evaluation": (ContinualTrainer, "prediction_step", 2, {"task-01", "task-02"}),
+}
+
+
+def send_at(call: int, function, times: int = 1):
+    """Return a function that sends SIGTERM to its process before one of its calls."""
+    calls = iter(range(1, 10**6))
+
+    def sending(*args, **kwargs):
+        if next(calls) == call:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGTERM)
+        return function(*args, **kwargs)
+
+    return sending
+
+
+@pytest.mark.parametrize("point", SIGNALS)
+def test_a_signal_in_a_pass_ends_after_it_and_nothing_is_lost(make_small, tmp_path, monkeypatch, point):
+    where, name, call, saved = SIGNALS[point]
+    if not _SMALL:
+        _SMALL.append(make_small("whole"))
+        _SMALL[0].train()
+    sending = send_at(call, getattr(where, name))
+    error = train_until(monkeypatch, make_small("stopped"), where, name, sending, error=SystemExit)
+    assert error.code == 143
+    out = tmp_path / "stopped"
+    assert {str(path.relative_to(out)) for path in [*out.glob("task-*"), *out.glob("checkpoints/*/*")]} == saved
+    resumed = make_small("stopped")
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_end(_SMALL[0], resumed)
+
+
+def test_a_second_signal_in_a_pass_ends_at_once(make_small, tmp_path, monkeypatch):
+    stopped = make_small("stopped")
+    with monkeypatch.context() as patch:
+        patch.setattr(WebPCodec, "encode", send_at(2, WebPCodec.encode, times=2))
+        process = multiprocessing.get_context("fork").Process(target=stopped.train)
+        process.start()
+        process.join()
+    assert process.exitcode == -signal.SIGTERM
+    assert [path.name for path in (tmp_path / "stopped").iterdir()] == ["history.json"]
+
+
+@pytest.mark.parametrize("point", ["written", "checkpoint-6"])
+def test_seconds_go_on_from_those_before_a_stop(make_small, tmp_path, monkeypatch, point):
+    train_until(monkeypatch, make_small("out"), sleep, "update_recall", stop_at(1, None))
+    folder = tmp_path / "out" / "checkpoints" / "task-01"
+    seconds = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/seconds.json")}
+    assert 0 < seconds["written"]["awake"] < seconds["checkpoint-2"]["awake"] < seconds["checkpoint-4"]["awake"]
+    assert seconds["checkpoint-6"]["awake"] == seconds["checkpoint-8"]["awake"]
+    assert seconds["checkpoint-4"]["asleep"] == 0 < seconds["checkpoint-6"]["asleep"]
+    (folder / point / "seconds.json").write_text(json.dumps({"awake": 5_000.0, "napping": 3_000.0, "asleep": 0.0}))
+    for name in ("checkpoint-2", "checkpoint-4", "checkpoint-6", "checkpoint-8"):
+        if point == "written" or name > point:
+            shutil.rmtree(folder / name)
+    resumed = make_small("out")
+    resumed.train(resume_from_checkpoint=True)
+    first, second = resumed.history.records
+    assert 5_000 < first.wake_seconds < 6_000
+    assert 3_000 < first.sleep_seconds < 4_000
+    assert second.wake_seconds < 2_000
 
 
 def test_another_seed_gives_another_result(make_trainer, make_stream, whole):  # noqa: F811

@@ -44,6 +44,19 @@ def test_the_same_sleep_gives_the_same_weights(asleep, make_args):
     assert equal_states(model, twin)
 
 
+def test_the_seed_decides_which_memories_are_replayed_and_what_is_learned(asleep, make_args):
+    model, memory, reader = asleep
+    drawn, sleepers, read = [], [], memory.read
+    for seed in (1, 1, 2):
+        drawn.append([])
+        memory.read = lambda positions: drawn[-1].append(positions.tolist()) or read(positions)
+        sleepers.append(copy.deepcopy(model))
+        consolidate(sleepers[-1], memory, reader, make_args(seed=seed, sleep_steps=2))
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert equal_states(sleepers[0], sleepers[1])
+    assert not equal_states(sleepers[0], sleepers[2])
+
+
 def test_a_plastic_head_alone_leaves_the_backbone_as_it_was(asleep, make_args):
     model, memory, reader = asleep
     before = copy.deepcopy(model)

@@ -272,6 +272,29 @@ def test_replay_awake_mixes_memories_of_earlier_tasks_into_every_batch(make_trai
     assert trainer.history.summary()["pooled_accuracy"] > 0.8
 
 
+def test_the_seed_decides_on_order_augmentation_and_memories_awake(make_trainer):
+    seen, data = [], digits_of(range(4), 12)
+    for seed in (1, 1, 2):
+        trainer = make_trainer(
+            output_dir=str(len(seen)), stream=ClassIncrementalStream(data, num_tasks=2), seed=seed, codec="raw",
+            wake_replay=True, sleep_steps=0, max_steps=1, augmentation="crop", forward_transfer=False,
+        )  # fmt: skip
+        looks, step = [], trainer.training_step
+        trainer.training_step = lambda model, inputs, *args, looks=looks, step=step: (
+            looks.append(inputs["pixel_values"]) or step(model, inputs, *args)
+        )
+        trainer.model.register_forward_pre_hook(
+            lambda model, args, kwargs, looks=looks: looks.append(kwargs) if model.training else None, with_kwargs=True
+        )
+        trainer.train()
+        loaded, given = looks[-2:]
+        crops = given["pixel_values"][: len(loaded)].sum(dim=(1, 2, 3)).sort().values
+        seen.append({"order": loaded, "augmentation": crops, "memories": given["labels"][len(loaded) :]})
+    first, again, other = seen
+    assert all(torch.equal(first[what], again[what]) for what in first)
+    assert [what for what in first if torch.equal(first[what], other[what])] == []
+
+
 def test_joint_training_is_one_task(make_trainer, make_stream):
     trainer = make_trainer(stream=make_stream().joint(), memory_budget="0", sleep_steps=0, num_train_epochs=15)
     trainer.train()
