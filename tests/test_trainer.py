@@ -236,7 +236,7 @@ def test_another_run_in_the_output_folder_is_refused(make_trainer, make_stream, 
 
 
 def test_a_budget_too_small_is_refused_before_anything_is_trained(make_trainer, tmp_path):
-    trainer = make_trainer(memory_budget="6KB", codec="raw")
+    trainer = make_trainer(memory_budget="4KB", codec="raw")
     with pytest.raises(ValueError, match="`memory_budget` must hold at least one code per class"):
         trainer.train()
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
