@@ -1,5 +1,6 @@
 """Kills of `train_cil.py` on digits at random moments, and what going on after each of them costs."""
 
+import glob
 import hashlib
 import itertools
 import json
@@ -126,7 +127,7 @@ class Run:
     def saved(self) -> list[Path]:
         """Return what a resumed run could go on from: checkpoints, written memories and stages."""
         patterns = ("task-*", "checkpoints/task-*/written", "checkpoints/task-*/checkpoint-*")
-        return [path for pattern in patterns for path in self.folder.glob(pattern)]
+        return [path for pattern in patterns for path in found(self.folder, pattern)]
 
     def phase(self) -> str:
         """Return what a killed run was doing."""
@@ -157,6 +158,19 @@ class Run:
         return digests
 
 
+def found(folder: Path, pattern: str) -> list[Path]:
+    """Return what matches in a folder in which a run makes and removes things meanwhile; `Path.glob` would fail."""
+    return [folder / name for name in glob.glob(pattern, root_dir=folder)]
+
+
+def time_of(path: Path) -> float:
+    """Return when a path was last changed; 0 if it is gone."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def without_seconds(content):
     """Return a history without the seconds in it."""
     if isinstance(content, dict):
@@ -169,9 +183,9 @@ def strike(run: Run, aim: str, delay: float, only_one: bool) -> Kill | None:
     until, pattern = run.seconds() + delay, {"stage": ".task-*.tmp", "checkpoint": "checkpoints/*/.*.tmp"}
     while run.is_running():
         run.watch()
-        if run.seconds() >= until and (aim not in pattern or list(run.folder.glob(pattern[aim]))):
+        if run.seconds() >= until and (aim not in pattern or found(run.folder, pattern[aim])):
             written, killed = [*run.saved(), run.folder / "history.json"], time.time()
-            since = max(path.stat().st_mtime for path in written if path.exists())
+            since = max(map(time_of, written))
             if not run.is_running():
                 return None
             at = run.kill(only_one)
