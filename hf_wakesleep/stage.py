@@ -12,7 +12,7 @@ from .codec import Codec
 from .codecs import DEFAULT_CODEC, make_codec
 from .configuration_wakesleep import WakeSleepConfig
 from .digests_wakesleep import DIGESTS_NAME, check_digests, write_digests
-from .files import whole_folder
+from .files import whole_folder, write_whole
 from .history import HISTORY_NAME, History
 from .memory import SemiParametricMemory
 from .model_card import collect_facts, render_model_card
@@ -92,6 +92,13 @@ def find_stages(output_dir: str | Path) -> list[Path]:
         if _STAGE(folder.name) and (folder / HISTORY_NAME).is_file()
     ]
     return sorted(stages, key=stage_number)
+
+
+def copy_plots(stage: Path, folder: str | Path) -> None:
+    """Copy to a folder what plots a stage has, if there is such a stage."""
+    for path in (stage / HISTORY_PLOT_NAME, stage / SYNAPSES_PLOT_NAME):
+        if path.is_file():
+            write_whole(Path(folder) / path.name, path.read_bytes())
 
 
 def load_memory(folder: str | Path) -> SemiParametricMemory | None:

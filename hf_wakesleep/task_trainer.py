@@ -30,14 +30,13 @@ from .lora import WAKE, check_lora, default_lora_config, inject, merge
 from .memory import MemoryBytes, SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .plasticity import set_plasticity
-from .plots import save_history_plot, save_synapses_plot
 from .processes import check_equal, checksums
 from .recall import update_recall
 from .replay import Replay, snapshot
 from .shards import unwrap
 from .signals import StopSignals
 from .sleep import SleepReport, consolidate
-from .stage import Stage, stage_name
+from .stage import Stage, copy_plots, stage_name
 from .stopwatch import Stopwatch
 from .synapses import FrozenEntries, count_entries, make_room
 from .tasks import Task
@@ -292,9 +291,7 @@ class TaskTrainer(ClassifierTrainer):
         if self.args.should_save:
             Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
             self.history.save(self.args.output_dir)
-            if len(self.history):
-                save_history_plot(self.history, self.args.output_dir)
-                save_synapses_plot(self.history, self.args.output_dir)
+            copy_plots(Path(self.args.output_dir) / stage_name(len(self.history) - 1), self.args.output_dir)
 
     @property
     def task_name(self) -> str:
