@@ -30,6 +30,8 @@ FIXED = {
     "per_device_eval_batch_size": 256,
 }
 
+UNLIMITED = ("cumulative", "joint")  # peers that see every image of all tasks so far for `joint_epochs`
+
 
 @dataclass(frozen=True)
 class Run:
@@ -110,7 +112,7 @@ def wakesleep_settings(benchmark: Benchmark, run_settings: dict, lr_scale: float
 def peer_settings(benchmark: Benchmark, method: str) -> dict:
     """Return what a peer is trained with before rates are scaled."""
     settings = {**benchmark.recipe, **PEERS[method].constants}
-    return {**settings, "epochs": benchmark.joint_epochs} if method == "joint" else settings
+    return {**settings, "epochs": benchmark.joint_epochs} if method in UNLIMITED else settings
 
 
 def images_of(settings: dict, num_images: int) -> int:
@@ -177,7 +179,7 @@ def learn_with_peer(run: Run, benchmark: Benchmark, place: Place) -> Measured:
     set_seed(run.seed)
     learner = PEERS[run.method](model, recipe, place.shows_progress)
     settings = wakesleep_settings(benchmark, {}, 1.0)
-    measured, tests = Measured(settings=learner.hyper_parameters(recipe)), []
+    measured, tests, images_so_far = Measured(settings=learner.hyper_parameters(recipe)), [], 0
     for task in tqdm(stream, desc=run.name, disable=not place.shows_progress, leave=False):
         learner.begin(list(task.new_classes))
         images, labels = read_images(task.train_dataset, processor, model.config.label2id)
@@ -185,8 +187,9 @@ def learn_with_peer(run: Run, benchmark: Benchmark, place: Place) -> Measured:
             images = through_codec(images, run.codec)
         tests.append(read_images(task.eval_dataset, processor, model.config.label2id))
         num_images = run.images_per_task or images_of(settings, len(images))
-        if run.method == "joint":
-            num_images = round(benchmark.joint_epochs * len(images))
+        images_so_far += len(images)
+        if run.method in UNLIMITED:
+            num_images = round(benchmark.joint_epochs * images_so_far)
         start, before = time.perf_counter(), learner.images_seen
         learner.learn(images, labels, num_images)
         measured.seconds_per_task.append(time.perf_counter() - start)

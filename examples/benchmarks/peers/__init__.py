@@ -6,7 +6,7 @@ the stream counted. They cover what a comparison needs, not every variant that t
 
 from .frozen import RanPAC, RanPACInBudget, RanPACTuned, SimpleCIL, StreamingLDA
 from .icarl import ICaRL
-from .learner import Finetune, Learner, Recipe
+from .learner import Cumulative, Finetune, Learner, Recipe
 from .rehearsal import DarkReplay, Replay
 from .slca import SLCA
 from .smc import SMC, SMCWithSGD
@@ -25,6 +25,7 @@ PEERS: dict[str, type[Learner]] = {
     "slca": SLCA,
     "smc": SMC,
     "smc_sgd": SMCWithSGD,
+    "cumulative": Cumulative,
     "joint": Finetune,
 }
 

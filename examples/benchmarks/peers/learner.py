@@ -1,5 +1,6 @@
 """Learner: what all peers share, from growing a head to training by one recipe."""
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import ClassVar
@@ -224,3 +225,30 @@ class Finetune(Learner):
             return self.cross_entropy(self.logits(self.augmented(images[batch])), labels[batch])
 
         self.fit(num_images, step_loss)
+
+
+class Cumulative(Finetune):
+    """Trains anew, from the first weights on, on all images of all tasks so far, after each of them.
+
+    Nothing is forgotten, so what its accuracy on a task loses is what more classes cost; no budget holds.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.first_weights = copy.deepcopy(self.model.backbone.state_dict())
+        self.images, self.labels = torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+
+    @property
+    def num_bytes(self):
+        """Bytes of all pixels."""
+        return self.images.numel()
+
+    def learn(self, images, labels, num_images):
+        """Learn all tasks so far."""
+        self.images = torch.cat([self.images.reshape(-1, *images.shape[1:]), images])
+        self.labels = torch.cat([self.labels, labels])
+        self.model.backbone.load_state_dict(self.first_weights)
+        classifier = self.model.head.classifier
+        torch.nn.init.normal_(classifier.weight, std=0.02, generator=self.generator)
+        torch.nn.init.zeros_(classifier.bias)
+        super().learn(self.images, self.labels, num_images)
