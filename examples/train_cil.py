@@ -89,6 +89,9 @@ class TrainingArguments(ContinualTrainingArguments):
     """ContinualTrainingArguments with the defaults of a small ViT from scratch."""
 
     output_dir: str = field(default="out/digits", metadata={"help": "Where stages, history and checkpoints go."})
+    codec: str | None = field(
+        default="learned", metadata={"help": "How memories are coded: 'learned', 'webp' or 'raw'."}
+    )
     first_wake_plasticity: str | None = field(
         default="full", metadata={"help": "What the wake of the first task trains; 'head' for a pretrained backbone."}
     )

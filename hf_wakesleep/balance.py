@@ -1,6 +1,8 @@
-"""BalancedDraw: random positions, with the same probability for every class that has some."""
+"""Balance over classes: random draws with the same probability for each, and shares taken evenly of each."""
 
 import numpy as np
+
+from .budget import ranks_within
 
 
 class BalancedDraw:
@@ -26,3 +28,18 @@ class BalancedDraw:
         drawn = generator.integers(len(self._starts), size=size)  # (B,)
         offsets = (generator.random(size) * self._counts[drawn]).astype(np.int64)
         return self._among[self._starts[drawn] + offsets]
+
+
+def evenly(labels: np.ndarray, tasks: np.ndarray, share: float) -> np.ndarray:
+    """Return a share of the memories of each class, task by task; bool of shape (M,).
+
+    Args:
+        labels (`numpy.ndarray` of shape `(M,)`): Labels of all memories.
+        tasks (`numpy.ndarray` of shape `(M,)`): Their tasks, which take turns in memory.
+        share (`float`): Share of a class, in [0, 1]; with 0.1 every tenth memory.
+    """
+    order = np.lexsort((tasks, labels))  # stable
+    is_taken = np.zeros(len(labels), dtype=bool)
+    ranks = ranks_within(labels[order])
+    is_taken[order] = np.floor((ranks + 1) * share) > np.floor(ranks * share)
+    return is_taken

@@ -107,6 +107,14 @@ class Recall(nn.Module):
         covariance[rows, columns] = covariance[columns, rows] = entries
         return covariance
 
+    def set_moments(self, means: torch.Tensor, covariance: torch.Tensor) -> None:
+        """Replace the means (C, D) and what `covariance` returns (D, D); the counts stay."""
+        rows, columns = self._triangle()
+        freedom = (self.counts.sum() - (self.counts > 0).sum()).clamp(min=1)
+        self.means.copy_(means)
+        self.scatter.copy_(covariance[rows, columns] * freedom)
+        self._solution = None
+
     def _triangle(self) -> torch.Tensor:
         """Return row and column of every entry of `scatter`, int64 (2, D (D + 1) / 2)."""
         return torch.tril_indices(*2 * self.means.shape[1:], device=self.scatter.device)

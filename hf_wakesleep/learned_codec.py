@@ -33,7 +33,7 @@ class LearnedCodec(Codec):
     the payload of the range coder.
 
     Args:
-        quality (`int`, defaults to 30): 0 (smallest) to 100 (best).
+        quality (`int`, defaults to 60): 0 (smallest) to 100 (best).
         weights (`str`, defaults to `"natural-1"`): Name of weights that ship with the package.
         state_dict (`dict[str, torch.Tensor]`, *optional*): Tables and outer layers that were fitted to a stream.
 
@@ -44,7 +44,7 @@ class LearnedCodec(Codec):
     name = "learned"
 
     def __init__(
-        self, quality: int = 30, weights: str = "natural-1", state_dict: dict[str, torch.Tensor] | None = None
+        self, quality: int = 60, weights: str = "natural-1", state_dict: dict[str, torch.Tensor] | None = None
     ):
         if not isinstance(quality, int) or isinstance(quality, bool) or not 0 <= quality <= 100:
             raise ValueError(f"`quality` of the learned codec must be a whole number in 0..100, got {quality!r}.")

@@ -12,10 +12,10 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from .augment import augment, seeded_generator
+from .balance import evenly
 from .lora import SLEEP, factors, inject, load_factors, merge
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .plasticity import parameter_groups, set_plasticity
-from .recall import held_out
 from .recombination import is_rem, recombine
 from .shards import check_whole, load_optimizer_state, optimizer_state, shards, whole_state
 from .synapses import FrozenEntries
@@ -67,7 +67,7 @@ class Replay:
         self.step, self.seconds_before, self.accuracy_before = 0, 0.0, math.nan
         self._start = time.perf_counter()
         self._losses = {"nrem": [], "rem": []}  # total, cross-entropy and distillation of the last steps of each
-        is_held_out = held_out(memory.labels, memory.tasks, args.held_out_share)
+        is_held_out = evenly(memory.labels, memory.tasks, args.held_out_share)
         self._replayed = memory.balanced(np.flatnonzero(~is_held_out))
 
     def run(self, on_step_end: Callable[["Replay"], object] | None = None) -> None:

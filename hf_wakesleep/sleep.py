@@ -73,6 +73,7 @@ def consolidate(  # noqa: PLR0913
     args: ContinualTrainingArguments,
     *,
     teacher: WakeSleepForImageClassification | None = None,
+    before: torch.Tensor | None = None,
     place: tuple[int, ...] = (0,),
     accelerator: Accelerator | None = None,
     guard: StepGuard | None = None,
@@ -93,6 +94,8 @@ def consolidate(  # noqa: PLR0913
         reader ([`ImageReader`]): Turns decoded images into the model's input.
         args ([`ContinualTrainingArguments`]): `sleep_*`, `distillation_*`, `augmentation`, `freeze_fraction`, ...
         teacher ([`WakeSleepForImageClassification`], *optional*): The network to stay close to.
+        before (`torch.Tensor` of shape `(M, D)`, *optional*): What [`landmark_features`] gave when recall's statistics
+            were right: they are carried along from there, instead of computed anew from memory.
         place (`tuple[int, ...]`, defaults to `(0,)`): Number of the task, from 0, and for a nap the step of wake that
             it falls on; part of the seed.
         accelerator (`Accelerator`, *optional*): Needed for several processes and for mixed precision.
@@ -140,7 +143,7 @@ def consolidate(  # noqa: PLR0913
     with _memory_advice("`sleep_batch_size`", args.sleep_batch_size):
         replay.run(on_step_end)
     with _memory_advice("`per_device_eval_batch_size`", args.per_device_eval_batch_size):
-        accuracy = math.nan if is_nap else update_recall(bare, memory, reader, args, place[0])
+        accuracy = math.nan if is_nap else update_recall(bare, memory, reader, args, place[0], before)
         if args.freeze_fraction and not is_nap:
             memory.set_synapses(freeze_synapses(bare, memory, reader, args, place[0]))
     frozen_fraction, frozen = (0.0, {}) if memory.synapses is None else memory.synapses.shares(bare)

@@ -26,6 +26,7 @@ from .classifier_trainer import ClassifierTrainer
 from .guard import StepGuard
 from .history import History, TaskRecord
 from .images import TaskImages
+from .landmarks import landmark_features
 from .lora import WAKE, check_lora, default_lora_config, inject, merge
 from .memory import MemoryBytes, SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
@@ -73,6 +74,7 @@ class TaskTrainer(ClassifierTrainer):
         self._sleep_report: SleepReport | None = None
         self._teacher: WakeSleepForImageClassification | None = None
         self._sleep_state: dict | None = None
+        self._before: torch.Tensor | None = None
         self._micro_step = (0, 0)
         self._stopwatch = Stopwatch()
         self._is_inside_task = False
@@ -105,6 +107,7 @@ class TaskTrainer(ClassifierTrainer):
         )
         self._stopwatch = Stopwatch()
         self._write(number, record)
+        self._before = self._take_landmarks()
         if self.args.head_init == "recall":
             first = len(self.model.config.classes) - len(record.new_classes)
             self.model.head.start_from_recall(first, self.args.label_smoothing_factor)
@@ -148,6 +151,13 @@ class TaskTrainer(ClassifierTrainer):
         if self.args.save_strategy != "no" and self.args.should_save:
             save_written(folder, self.memory, recall, record.scores(), self._stopwatch)
         self.accelerator.wait_for_everyone()
+
+    def _take_landmarks(self) -> torch.Tensor | None:
+        """Return where the landmarks are while recall's statistics are right, if these are to be carried along."""
+        is_trained = {self.args.wake_plasticity_of(self.task_number), self.args.sleep_plasticity} != {"head"}
+        if self.memory is None or self.args.recall_update != "carry" or not is_trained:
+            return None
+        return landmark_features(self.model, self.memory, self.reader, self.args)
 
     def _evaluate_recall(self) -> list[float]:
         """Return and log the accuracy of recall alone on every task so far; NaN where its images are not at hand."""
@@ -195,6 +205,7 @@ class TaskTrainer(ClassifierTrainer):
                 self.reader,
                 self.args,
                 teacher=self._teacher,
+                before=self._before,
                 place=(self.task_number,),
                 accelerator=self.accelerator,
                 guard=self.guard,
@@ -251,7 +262,7 @@ class TaskTrainer(ClassifierTrainer):
     def _settle_recall(self) -> None:
         """Settle how far recall can be trusted after a task without sleep."""
         if self.memory is not None and self.args.wake_plasticity_of(self.task_number) != "head":
-            update_recall(self.model, self.memory, self.reader, self.args, self.task_number)
+            update_recall(self.model, self.memory, self.reader, self.args, self.task_number, self._before)
         elif self.args.recall_weight is not None:
             self.model.config.recall_weight = self.args.recall_weight
         elif self.args.wake_plasticity_of(self.task_number) != "head":

@@ -27,6 +27,7 @@ CHOICES = (
     "head_init",
     "memory_selection",
     "non_finite_loss",
+    "recall_update",
     "recombination",
     "sleep_lr_scheduler_type",
     "sleep_plasticity",
@@ -202,6 +203,14 @@ class ContinualTrainingArguments(TrainingArguments):
         metadata={
             "help": "Weight of recall in predictions, 0 (classifier only) to 1 (recall only). By default sleep sets "
             "it on memories that it held out."
+        },
+    )
+    recall_update: str = field(
+        default="carry",
+        metadata={
+            "help": "How recall follows a backbone that was trained: 'carry' its statistics along, by a map fitted to "
+            "how the features of memories moved, or 'recompute' them from memories alone.",
+            "choices": ["carry", "recompute"],
         },
     )
     held_out_share: float = field(

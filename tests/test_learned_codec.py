@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from hf_wakesleep import CodecError, LearnedCodec, SemiParametricMemory
 from hf_wakesleep.learned_codec import WEIGHTS_FOLDER
 
-CODEC = LearnedCodec()
+CODEC = LearnedCodec(quality=30)
 CODES = Path(__file__).parent / "codes"
 
 

@@ -8,8 +8,9 @@ import torch
 from conftest import NAMES
 
 from hf_wakesleep import RawCodec, SemiParametricMemory
+from hf_wakesleep.balance import evenly
 from hf_wakesleep.head_wakesleep import Recall
-from hf_wakesleep.recall import held_out, update_recall
+from hf_wakesleep.recall import update_recall
 
 
 def test_statistics_are_those_of_all_decoded_memories(asleep, make_args):
@@ -45,12 +46,12 @@ def test_too_few_memories_to_hold_some_out_leave_the_weight_as_it_was(asleep, ma
 
 def test_every_tenth_memory_of_a_class_is_held_out():
     labels = np.repeat([0, 1, 2], [25, 9, 10])
-    positions = np.flatnonzero(held_out(labels, np.zeros(44, dtype=np.int32), 0.1))
+    positions = np.flatnonzero(evenly(labels, np.zeros(44, dtype=np.int32), 0.1))
     assert positions.tolist() == [9, 19, 43]
 
 
 @pytest.mark.parametrize("num_tasks", [2, 5, 10])
 def test_memories_of_every_task_are_held_out_though_they_take_turns(num_tasks):
     tasks = np.tile(np.arange(num_tasks), 20)
-    out = held_out(np.zeros(len(tasks), dtype=np.int64), tasks, 0.1)
+    out = evenly(np.zeros(len(tasks), dtype=np.int64), tasks, 0.1)
     assert np.bincount(tasks[out]).tolist() == [2] * num_tasks

@@ -256,7 +256,7 @@ _SMALL = []
 
 SIGNALS = {  # what begins when the signal comes, for the how manieth time, and what is there when the run has stopped
     "writing memory": (WebPCodec, "encode", 6, {"task-01", "checkpoints/task-02/written"}),
-    "recall recomputation": (recall, "_features", 2, {"task-01"}),
+    "recall recomputation": (recall, "memory_features", 2, {"task-01"}),
     "last evaluation": (ContinualTrainer, "prediction_step", 2, {"task-01", "task-02"}),
 }
 

@@ -1,0 +1,141 @@
+"""Landmarks: which memories they are, and recall carried along a drift that they saw."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from hf_wakesleep import RawCodec, SemiParametricMemory
+from hf_wakesleep.balance import evenly
+from hf_wakesleep.head_wakesleep import Recall
+from hf_wakesleep.landmarks import MOST_HELD_OUT, MOST_REPLAYED, carry, landmark_features, landmarks
+from hf_wakesleep.recall import update_recall
+
+DIM, CLASSES, IMAGES = 6, 5, 4000
+
+
+def recall_of(features, labels):
+    recall = Recall(DIM, CLASSES, 0.1)
+    recall.update(features, labels)
+    return recall
+
+
+@pytest.fixture
+def clouds():
+    """Return features (N, D) around five class means, with a full covariance, and their labels."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(IMAGES) % CLASSES
+    means = 3 * torch.randn(CLASSES, DIM, generator=generator)
+    root = torch.randn(DIM, DIM, generator=generator)
+    return means[labels] + torch.randn(IMAGES, DIM, generator=generator) @ root, labels
+
+
+@pytest.fixture
+def drift():
+    """Return a rotation, a stretch and a shift of features, small as in a sleep."""
+    generator = torch.Generator().manual_seed(1)
+    linear = torch.eye(DIM) + 0.2 * torch.randn(DIM, DIM, generator=generator)
+    return lambda features: features @ linear + 0.5
+
+
+def test_without_drift_nothing_changes(clouds):
+    recall = recall_of(*clouds)
+    expected = copy.deepcopy(recall.state_dict())
+    carry(recall, clouds[0][::49], clouds[0][::49], clouds[1][::49])
+    torch.testing.assert_close(recall.state_dict(), expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("every", [9, 49])
+def test_a_linear_drift_of_a_few_carries_the_statistics_of_all(clouds, drift, every):
+    features, labels = clouds
+    recall, expected = recall_of(features, labels), recall_of(drift(features), labels)
+    carry(recall, features[::every], drift(features[::every]), labels[::every])
+    anew = recall_of(drift(features[::every]), labels[::every])
+    assert (recall.means - expected.means).norm() < 0.2 * (anew.means - expected.means).norm()
+    gap, gap_anew = ((other.covariance() - expected.covariance()).norm() for other in (recall, anew))
+    assert gap < 0.5 * gap_anew
+    assert recall.counts.tolist() == [IMAGES // CLASSES] * CLASSES
+
+
+def test_one_landmark_of_each_class_is_enough_to_follow_a_shift(clouds):
+    features, labels = clouds
+    recall, expected = recall_of(features, labels), recall_of(features + 2.0, labels)
+    carry(recall, features[:CLASSES], features[:CLASSES] + 2.0, labels[:CLASSES])
+    torch.testing.assert_close(recall.means, expected.means, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(recall.covariance(), expected.covariance(), rtol=1e-3, atol=1e-2)
+
+
+def test_a_class_that_moves_on_its_own_is_followed(clouds):
+    features, labels = clouds
+    moved = features + 4.0 * (labels == 2)[:, None]
+    recall, expected = recall_of(features, labels), recall_of(moved, labels)
+    carry(recall, features[::19], moved[::19], labels[::19])
+    assert (recall.means - expected.means).norm() < 0.1 * 4.0 * DIM**0.5
+
+
+def test_features_that_know_nothing_of_those_before_leave_the_statistics_of_memory(clouds):
+    features, labels = clouds
+    new = features.flip(1)[torch.randperm(IMAGES, generator=torch.Generator().manual_seed(2))] * 0.1
+    new += torch.nn.functional.one_hot(labels, DIM) * 5.0
+    recall, expected = recall_of(features, labels), recall_of(new, labels)
+    carry(recall, features[::4], new[::4], labels[::4])
+    assert (recall.means - expected.means).norm() < 0.1 * expected.means.norm()
+    assert (recall(new).argmax(dim=1) == labels).float().mean() > 0.99
+
+
+def test_the_covariance_stays_one(clouds, drift):
+    features, labels = clouds
+    recall = recall_of(features, labels)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(20):
+        rows = torch.randint(IMAGES, (40,), generator=generator)
+        carry(recall, features[rows], drift(features[rows]), labels[rows])
+    assert torch.linalg.eigvalsh(recall.covariance()).min() > 0
+    assert recall.means.isfinite().all()
+
+
+def test_a_class_without_images_stays_empty(clouds):
+    features, labels = clouds
+    known = labels < 3
+    recall = recall_of(features[known], labels[known])
+    carry(recall, features[known][:30], features[known][:30] + 1.0, labels[known][:30])
+    assert recall.means[3:].eq(0).all()
+    assert recall.counts[3:].eq(0).all()
+
+
+def test_few_memories_are_all_landmarks_and_many_are_a_share_of_each_class(asleep, make_args):
+    _, memory, _ = asleep
+    assert landmarks(memory, make_args()).tolist() == list(range(len(memory)))
+    many = SemiParametricMemory(RawCodec(), None, memory.classes)
+    codes = many.codec.encode(torch.zeros(8000, 3, 2, 2, dtype=torch.uint8))
+    many.write(codes, np.arange(8000) % 4, task=0)
+    positions = landmarks(many, make_args())
+    is_held_out = evenly(many.labels, many.tasks, make_args().held_out_share)[positions]
+    assert is_held_out.sum() == MOST_HELD_OUT
+    assert len(positions) == MOST_HELD_OUT + MOST_REPLAYED
+    assert np.bincount(many.labels[positions]).tolist() == [512] * 4
+
+
+def test_recall_follows_a_trained_backbone_with_the_statistics_of_all_images(asleep, make_args):
+    """A quarter of the images is remembered; the statistics of all of them survive a change of the weights."""
+    model, memory, reader = asleep
+    images, labels = memory.read(np.arange(len(memory)))
+    with torch.no_grad():
+        model.head.recall.reset()
+        model.head.recall.update(model.eval().extract_features(reader.normalise(images)), labels)
+    few = SemiParametricMemory(RawCodec(), None, memory.classes)
+    few.write(few.codec.encode(images[::4]), labels[::4].numpy(), task=0)
+    args = make_args()
+    before = landmark_features(model, few, reader, args)
+    with torch.no_grad():
+        for parameter in model.backbone.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4)))
+        expected = Recall(32, 4, model.config.recall_shrinkage)
+        expected.update(model.extract_features(reader.normalise(images)), labels)
+    gaps = {}
+    for name, place in (("carry", before), ("recompute", None)):
+        trial = copy.deepcopy(model)
+        update_recall(trial, few, reader, args, 0, place)
+        gaps[name] = (trial.head.recall.means - expected.means).norm().item()
+    assert gaps["carry"] < 0.5 * gaps["recompute"]
