@@ -16,7 +16,9 @@ from hf_wakesleep import (
     WebPCodec,
 )
 from hf_wakesleep.images import ImageReader, TaskImages, make_image_processor
+from hf_wakesleep.landmarks import landmark_features
 from hf_wakesleep.recall import update_recall
+from hf_wakesleep.sleep import consolidate
 
 SHARED = Path(__file__).parents[2] / "shared"
 PHOTOS = SHARED / "data" / "caltech101"
@@ -88,3 +90,26 @@ def test_recall_from_decoded_memories_loses_a_few_points_to_that_from_the_origin
         record_property(codec.name, {"bytes": memory.num_bytes.codes / len(memory), "lost": lost, "apart": apart})
         assert lost < most_lost
         assert apart < most_apart
+
+
+def test_recall_carried_through_a_sleep_is_nearest_to_that_of_the_originals(seen, make_args, record_property):
+    """Ten small codes of each class, and a sleep of the whole network on them; distances of class means."""
+    model, reader, (images, labels), _ = seen
+    model.head.recall.update(features_of(model, reader, images), labels)
+    memory = SemiParametricMemory(LearnedCodec(30), None, model.config.classes)
+    few = torch.cat([(labels == label).nonzero()[:10, 0] for label in range(10)])
+    memory.write(memory.codec.encode(images[few]), labels[few].numpy(), task=0)
+    args = make_args(backbone_learning_rate_ratio=0.05, wake_plasticity="full", recall_weight=1.0, sleep_steps=10)
+    stale = model.head.recall.means.clone()
+    consolidate(model, memory, reader, args, before=landmark_features(model, memory, reader, args))
+    carried = model.head.recall.means.clone()
+    update_recall(model, memory, reader, args)
+    anew = model.head.recall.means.clone()
+    model.eval().head.recall.reset()
+    model.head.recall.update(features_of(model, reader, images), labels)
+    gaps = {
+        name: (means - model.head.recall.means).norm(dim=1).mean().item()
+        for name, means in (("stale", stale), ("carried", carried), ("anew", anew))
+    }
+    record_property("gaps", gaps)
+    assert gaps["carried"] < 0.8 * min(gaps["stale"], gaps["anew"])
