@@ -34,7 +34,7 @@ def landmark_features(
     reader: ImageReader,
     args: ContinualTrainingArguments,
 ) -> torch.Tensor:
-    """Return the features of the landmarks, (M, D), float32; `carry` starts from those that the statistics belong to."""
+    """Return the features of the landmarks, (M, D), float32."""
     positions = landmarks(memory, args)
     batches = memory_features(model, memory, reader, args, positions, "landmarks")
     return torch.cat([features for _, features, _ in batches])
