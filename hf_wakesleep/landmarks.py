@@ -13,6 +13,7 @@ from .memory import SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .training_args import ContinualTrainingArguments
 
+PENALTIES = torch.logspace(-4, 4, 17)  # of ridge regression, in mean squared singular values
 MOST_REPLAYED, MOST_HELD_OUT = 1536, 512  # landmarks, so that recall costs the same with any number of memories
 
 
@@ -66,11 +67,12 @@ def memory_features(
 def carry(recall: Recall, before: torch.Tensor, after: torch.Tensor, labels: torch.Tensor) -> None:
     """Carry recall's statistics from where the landmarks were to where they are.
 
-    A linear map f' = f A + c is fitted to the landmarks, by ridge regression of their drift, and moves means and
-    covariance of all images that recall has seen, not only of those that are remembered. What the map leaves over is
-    the drift of a class of its own, added to its mean as far as it stands out from the noise (an empirical Bayes
-    estimate), and a covariance. Compensation of drift by means: Yu et al. 2020, arXiv 2004.00440; by a learned map:
-    Gomez-Villa et al. 2024, arXiv 2407.08536.
+    A linear map f' = f A + c is fitted to the landmarks, by ridge regression of their drift, and moves the means of
+    all images that recall has seen, not only of those that are remembered. What it leaves over is the drift of a class
+    of its own, added to the mean as far as it stands out from the noise (an empirical Bayes estimate). The covariance
+    is moved by a map B fitted to deviations from class means: B' Sigma B plus the covariance of what B leaves over.
+    Compensation of drift by means: Yu et al. 2020, arXiv 2004.00440; by a learned map: Gomez-Villa et al. 2024, arXiv
+    2407.08536.
 
     Args:
         recall ([`Recall`]): Its means and covariance are replaced; counts stay.
@@ -79,29 +81,58 @@ def carry(recall: Recall, before: torch.Tensor, after: torch.Tensor, labels: tor
         labels (`torch.Tensor` of shape `(M,)`): Their classes.
     """
     old, new, labels = before.double().cpu(), after.double().cpu(), labels.cpu()
-    dim, (old_mean, new_mean) = old.shape[1], (old.mean(dim=0), new.mean(dim=0))
+    old_mean, new_mean = old.mean(dim=0), new.mean(dim=0)
     old, new = old - old_mean, new - new_mean
-    identity = torch.eye(dim, dtype=old.dtype)
-    ridge = dim * old.square().mean() + torch.finfo(torch.float32).tiny
-    linear = identity + torch.linalg.solve(old.T @ old + ridge * identity, old.T @ (new - old))  # (D, D), A
-    left_over, covariance = _left_over(new - old @ linear, labels, len(recall.counts))
+    linear = _drift_map(old, new, len(labels) - 1)
+    num_classes = len(recall.counts)
+    left_over = _stand_out(new - old @ linear, labels, num_classes)
     means = (recall.means.double().cpu() - old_mean) @ linear + new_mean + left_over  # (C, D)
     means[recall.counts.cpu() == 0] = 0.0
-    recall.set_moments(means, linear.T @ recall.covariance().double().cpu() @ linear + covariance)
+    old, new = (part - _class_means(part, labels, num_classes)[labels] for part in (old, new))
+    linear = _drift_map(old, new, _freedom(labels))
+    rest = new - old @ linear
+    covariance = linear.T @ recall.covariance().double().cpu() @ linear + rest.T @ rest / _freedom(labels)
+    recall.set_moments(means, covariance)
 
 
-def _left_over(residuals: torch.Tensor, labels: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what the residuals (M, D) of a map say of each class (C, D), and their covariance within classes."""
-    counts = labels.bincount(minlength=num_classes).to(residuals)  # (C,)
-    known = counts > 0
-    means = torch.zeros(num_classes, residuals.shape[1], dtype=residuals.dtype)
-    means.index_add_(0, labels, residuals)
-    means /= counts.clamp(min=1)[:, None]
-    freedom = len(labels) - int(known.sum())
-    if freedom == 0:
-        return torch.zeros_like(means), residuals.T @ residuals / len(labels)
-    within = residuals - means[labels]
-    covariance = within.T @ within / freedom
-    noise = covariance.trace() / counts.clamp(min=1)  # (C,) expected squared length of a mean that says nothing
-    signal = (means[known].square().sum(dim=1).mean() - noise[known].mean()).clamp(min=0)
-    return means * (signal / (signal + noise).clamp(min=1e-30))[:, None], covariance
+def _drift_map(old: torch.Tensor, new: torch.Tensor, freedom: int) -> torch.Tensor:
+    """Return the matrix (D, D) that maps centred features (M, D) to new ones, by ridge regression of new - old.
+
+    Generalised cross-validation (Golub et al. 1979) with so many degrees of freedom chooses the penalty.
+    """
+    identity = torch.eye(old.shape[1], dtype=old.dtype)
+    left, lengths, right = torch.linalg.svd(old, full_matrices=False)  # (M, R), (R,), (R, D)
+    if lengths[0] == 0:
+        return identity
+    drift = left.T @ (new - old)  # (R, D)
+    explained, total = drift.square().sum(dim=1), (new - old).square().sum()
+    best, least = torch.zeros_like(lengths), torch.inf
+    for penalty in lengths.square().mean() * PENALTIES.to(old):
+        kept = lengths.square() / (lengths.square() + penalty)  # (R,)
+        error = (total - explained @ (1 - (1 - kept).square())) / (freedom - kept.sum()).clamp(min=1e-6).square()
+        if error < least:
+            best, least = kept, error
+    return identity + right.T @ ((best / lengths.clamp(min=1e-30))[:, None] * drift)
+
+
+def _class_means(features: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Return the mean of each class (C, D); zero without features."""
+    sums = features.new_zeros(num_classes, features.shape[1]).index_add(0, labels, features)
+    return sums / labels.bincount(minlength=num_classes).clamp(min=1)[:, None]
+
+
+def _freedom(labels: torch.Tensor) -> int:
+    """Return the degrees of freedom within classes, at least 1."""
+    return max(1, len(labels) - len(labels.unique()))
+
+
+def _stand_out(residuals: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Return the mean residual of each class (C, D), shrunk by what noise alone would make of it."""
+    means = _class_means(residuals, labels, num_classes)
+    counts = labels.bincount(minlength=num_classes)
+    if len(labels) == (counts > 0).sum():
+        return torch.zeros_like(means)  # one landmark of each class says nothing of noise
+    variance = (residuals - means[labels]).square().sum() / _freedom(labels)
+    noise = variance / counts.clamp(min=1)  # (C,) expected squared length of a mean that says nothing
+    signal = (means.square().sum(dim=1) - noise)[counts > 0].mean().clamp(min=0)
+    return means * (signal / (signal + noise).clamp(min=1e-30))[:, None]

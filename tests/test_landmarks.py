@@ -91,7 +91,8 @@ def test_the_covariance_stays_one(clouds, drift):
     for _ in range(20):
         rows = torch.randint(IMAGES, (40,), generator=generator)
         carry(recall, features[rows], drift(features[rows]), labels[rows])
-    assert torch.linalg.eigvalsh(recall.covariance()).min() > 0
+    lengths = torch.linalg.eigvalsh(recall.covariance().double())
+    assert lengths.min() > -1e-6 * lengths.max()  # as precise as float32
     assert recall.means.isfinite().all()
 
 
