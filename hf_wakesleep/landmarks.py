@@ -64,13 +64,17 @@ def memory_features(
     model.train(was_training)
 
 
-def carry(recall: Recall, before: torch.Tensor, after: torch.Tensor, labels: torch.Tensor) -> None:
+def carry(
+    recall: Recall, before: torch.Tensor, after: torch.Tensor, labels: torch.Tensor, is_new: torch.Tensor
+) -> None:
     """Carry recall's statistics from where the landmarks were to where they are.
 
     A linear map f' = f A + c is fitted to the landmarks, by ridge regression of their drift, and moves the means of
     all images that recall has seen, not only of those that are remembered. What it leaves over is the drift of a class
     of its own, added to the mean as far as it stands out from the noise (an empirical Bayes estimate). The covariance
     is moved by a map B fitted to deviations from class means: B' Sigma B plus the covariance of what B leaves over.
+    Errors of one sleep after another would add up: a mean that lies further from that of its landmarks than those of
+    classes whose statistics are still exact is drawn back to their distance.
     Compensation of drift by means: Yu et al. 2020, arXiv 2004.00440; by a learned map: Gomez-Villa et al. 2024, arXiv
     2407.08536.
 
@@ -79,20 +83,28 @@ def carry(recall: Recall, before: torch.Tensor, after: torch.Tensor, labels: tor
         before (`torch.Tensor` of shape `(M, D)`): Features of the landmarks when the statistics were right.
         after (`torch.Tensor` of shape `(M, D)`): Their features now.
         labels (`torch.Tensor` of shape `(M,)`): Their classes.
+        is_new (`torch.Tensor` of shape `(M,)`): Which of them are of the latest task, whose statistics are exact.
     """
     old, new, labels = before.double().cpu(), after.double().cpu(), labels.cpu()
     old_mean, new_mean = old.mean(dim=0), new.mean(dim=0)
+    means = recall.means.double().cpu() - old_mean  # (C, D)
     old, new = old - old_mean, new - new_mean
+    means = _drawn_back(means, _class_means(old, labels, len(means)), labels[is_new.cpu()].unique())
     linear = _drift_map(old, new, len(labels) - 1)
-    num_classes = len(recall.counts)
-    left_over = _stand_out(new - old @ linear, labels, num_classes)
-    means = (recall.means.double().cpu() - old_mean) @ linear + new_mean + left_over  # (C, D)
+    means = means @ linear + new_mean + _stand_out(new - old @ linear, labels, len(means))
     means[recall.counts.cpu() == 0] = 0.0
-    old, new = (part - _class_means(part, labels, num_classes)[labels] for part in (old, new))
+    old, new = (part - _class_means(part, labels, len(means))[labels] for part in (old, new))
     linear = _drift_map(old, new, _freedom(labels))
     rest = new - old @ linear
     covariance = linear.T @ recall.covariance().double().cpu() @ linear + rest.T @ rest / _freedom(labels)
     recall.set_moments(means, covariance)
+
+
+def _drawn_back(means: torch.Tensor, remembered: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    """Return class means (C, D) no further from those of memories (C, D) than the furthest of the classes `exact`."""
+    apart = means - remembered
+    distances = apart.norm(dim=1)  # (C,)
+    return remembered + (distances[exact].max() / distances.clamp(min=1e-30)).clamp(max=1)[:, None] * apart
 
 
 def _drift_map(old: torch.Tensor, new: torch.Tensor, freedom: int) -> torch.Tensor:

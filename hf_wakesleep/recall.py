@@ -56,7 +56,8 @@ def update_recall(
         else:
             landed.append((features, labels))
     if not (is_recomputed or is_frozen):
-        carry(recall, before, *(torch.cat(parts) for parts in zip(*landed, strict=True)))
+        is_new = torch.from_numpy(memory.tasks[positions] == memory.tasks.max())
+        carry(recall, before, *(torch.cat(parts) for parts in zip(*landed, strict=True)), is_new)
     if args.alignment_steps and not is_frozen:
         align_classifier(model, args, task, memory.synapses)
     features, labels = (torch.cat(parts) for parts in zip(*kept_back, strict=True))
