@@ -18,15 +18,15 @@ MOST_REPLAYED, MOST_HELD_OUT = 1536, 512  # landmarks, so that recall costs the 
 
 
 def landmarks(memory: SemiParametricMemory, args: ContinualTrainingArguments) -> np.ndarray:
-    """Return the positions of the landmarks, int64 (M,): memories of all classes, replayed as well as held out."""
+    """Return the positions of the landmarks, int64 (M,): memories of every class, replayed as well as held out."""
     labels, tasks = memory.labels, memory.tasks
     is_held_out = evenly(labels, tasks, args.held_out_share)
-    chosen = []
+    chosen = [np.flatnonzero(np.diff(labels, prepend=-1))]  # one of each class at least
     for group, most in ((~is_held_out, MOST_REPLAYED), (is_held_out, MOST_HELD_OUT)):
         positions = np.flatnonzero(group)
         share = min(1.0, most / max(1, len(positions)))
         chosen.append(positions[evenly(labels[positions], tasks[positions], share)])
-    return np.sort(np.concatenate(chosen))
+    return np.unique(np.concatenate(chosen))
 
 
 def landmark_features(
@@ -104,7 +104,8 @@ def _drawn_back(means: torch.Tensor, remembered: torch.Tensor, exact: torch.Tens
     """Return class means (C, D) no further from those of memories (C, D) than the furthest of the classes `exact`."""
     apart = means - remembered
     distances = apart.norm(dim=1)  # (C,)
-    return remembered + (distances[exact].max() / distances.clamp(min=1e-30)).clamp(max=1)[:, None] * apart
+    limit = distances[exact].max() if len(exact) else distances.max()
+    return remembered + (limit / distances.clamp(min=1e-30)).clamp(max=1)[:, None] * apart
 
 
 def _drift_map(old: torch.Tensor, new: torch.Tensor, freedom: int) -> torch.Tensor:
