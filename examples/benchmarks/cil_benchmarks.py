@@ -113,6 +113,8 @@ BENCHMARKS = {
             "codec": "learned",
             "codec_quality": 50,
             "sleep_steps": 800,
+            "sleep_learning_rate": 5e-4,
+            "rem_share": 0.0,
         },
     ),
     "F1": Benchmark(
