@@ -30,6 +30,7 @@ def main() -> None:
     trainer.train()
     if trainer.is_world_process_zero():
         print(f"\n{trainer.history.table()}")
+    trainer.accelerator.end_training()  # leaves the group of processes, if there is one
 
 
 if __name__ == "__main__":

@@ -208,6 +208,7 @@ def main() -> None:
         print(
             f"\n{trainer.history.table()}\n\n{Path(args.output_dir).resolve()}: history.json, history.png and stages"
         )
+    trainer.accelerator.end_training()  # leaves the group of processes, if there is one
 
 
 if __name__ == "__main__":

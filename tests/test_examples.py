@@ -94,6 +94,7 @@ def test_wrong_arguments_end_with_one_clear_line(tmp_path):
 def test_methods_are_compared_over_seeds(tmp_path):
     command = [sys.executable, str(EXAMPLES / "benchmarks" / "compare.py"), "--methods", "wakesleep", "recall"]
     command += ["--seeds", "1", "2", "--output_dir", "cmp", "--", *SHORT, "--num_tasks", "2"]
+    command += ["--sleep_batch_size", "4"]
     done = run(command, tmp_path)
     table = (tmp_path / "cmp" / "compare.md").read_text()
     assert table.splitlines()[2].startswith("| wakesleep |")

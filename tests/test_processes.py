@@ -65,6 +65,7 @@ report = {{"world": args.world_size, "weights": digest.hexdigest(), "memory": me
            "counts": trainer.model.head.recall.counts.tolist(), "matrix": trainer.history.accuracy_matrix}}
 with open(os.path.join(sys.argv[1], f"rank-{{args.process_index}}.json"), "w") as file:
     json.dump(report, file)
+trainer.accelerator.end_training()
 """
 
 
