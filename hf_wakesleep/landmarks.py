@@ -118,14 +118,15 @@ def _drift_map(old: torch.Tensor, new: torch.Tensor, freedom: int) -> torch.Tens
     if lengths[0] == 0:
         return identity
     drift = left.T @ (new - old)  # (R, D)
-    explained, total = drift.square().sum(dim=1), (new - old).square().sum()
-    best, least = torch.zeros_like(lengths), torch.inf
+    explained = drift.square().sum(dim=1)  # (R,)
+    unexplained = ((new - old).square().sum() - explained.sum()).clamp(min=0)
+    best, least = torch.ones_like(lengths), torch.inf
     for penalty in lengths.square().mean() * PENALTIES.to(old):
-        kept = lengths.square() / (lengths.square() + penalty)  # (R,)
-        error = (total - explained @ (1 - (1 - kept).square())) / (freedom - kept.sum()).clamp(min=1e-6).square()
+        left_out = penalty / (lengths.square() + penalty)  # (R,)
+        error = (unexplained + explained @ left_out.square()) / (freedom - len(lengths) + left_out.sum()).square()
         if error < least:
-            best, least = kept, error
-    return identity + right.T @ ((best / lengths.clamp(min=1e-30))[:, None] * drift)
+            best, least = left_out, error
+    return identity + right.T @ (((1 - best) / lengths.clamp(min=1e-30))[:, None] * drift)
 
 
 def _class_means(features: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:

@@ -89,6 +89,16 @@ def test_features_that_know_nothing_of_those_before_leave_the_statistics_of_memo
     assert (recall(new).argmax(dim=1) == labels).float().mean() > 0.99
 
 
+@pytest.mark.parametrize("number", [5, 6, 8, 10])
+def test_fewer_landmarks_than_dimensions_give_no_wild_map(clouds, number):
+    features, labels = clouds
+    recall, expected = recall_of(features, labels), recall_of(features + 1.0, labels)
+    noise = 0.3 * torch.randn(number, DIM, generator=torch.Generator().manual_seed(6))
+    carry_all(recall, features[:number], features[:number] + 1.0 + noise, labels[:number])
+    assert (recall.means - expected.means).norm() < 2.0
+    assert (recall.covariance() - expected.covariance()).norm() < expected.covariance().norm()
+
+
 def test_the_covariance_stays_one(clouds, drift):
     features, labels = clouds
     recall = recall_of(features, labels)
