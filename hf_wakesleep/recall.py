@@ -1,4 +1,4 @@
-"""Recall brought up to date: its statistics computed anew from memory, its weight set on memories held out."""
+"""Recall brought up to date: statistics that fit the trained backbone, a weight set on memories held out."""
 
 import numpy as np
 import torch
