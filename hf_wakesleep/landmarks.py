@@ -14,7 +14,7 @@ from .modeling_wakesleep import WakeSleepForImageClassification
 from .training_args import ContinualTrainingArguments
 
 PENALTIES = torch.logspace(-4, 4, 17)  # of ridge regression, in mean squared singular values
-MOST_REPLAYED, MOST_HELD_OUT = 1536, 512  # landmarks, so that recall costs the same with any number of memories
+MOST_REPLAYED, MOST_HELD_OUT = 1152, 384  # landmarks, so that recall costs the same with any number of memories
 
 
 def landmarks(memory: SemiParametricMemory, args: ContinualTrainingArguments) -> np.ndarray:

@@ -41,7 +41,7 @@ def update_recall(
         know them yet; those that are carried along know their originals.
     """
     recall = model.head.recall
-    is_frozen = args.wake_plasticity_of(task) == args.sleep_plasticity == "head"
+    is_frozen = not args.trains_backbone(task)
     is_recomputed = not is_frozen and before is None
     if is_recomputed:
         recall.reset()

@@ -154,8 +154,8 @@ class TaskTrainer(ClassifierTrainer):
 
     def _take_landmarks(self) -> torch.Tensor | None:
         """Return where the landmarks are while recall's statistics are right, if these are to be carried along."""
-        is_trained = {self.args.wake_plasticity_of(self.task_number), self.args.sleep_plasticity} != {"head"}
-        if self.memory is None or self.args.recall_update != "carry" or not is_trained:
+        is_carried = self.args.recall_update == "carry" and self.args.trains_backbone(self.task_number)
+        if self.memory is None or not is_carried:
             return None
         return landmark_features(self.model, self.memory, self.reader, self.args)
 

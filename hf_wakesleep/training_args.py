@@ -320,6 +320,10 @@ class ContinualTrainingArguments(TrainingArguments):
         """Return what wake trains in a task, from 0."""
         return self.first_wake_plasticity or self.wake_plasticity if task == 0 else self.wake_plasticity
 
+    def trains_backbone(self, task: int) -> bool:
+        """Return whether a task, from 0, trains more than the head, awake or asleep."""
+        return {self.wake_plasticity_of(task), self.sleep_plasticity} != {"head"}
+
     @property
     def plasticities(self) -> set[str]:
         """All kinds of plasticity of a run."""
