@@ -131,7 +131,7 @@ BENCHMARKS = {
             "augmentation": "crop",
             "codec": "learned",
             "codec_quality": 70,
-            "sleep_steps": 600,
+            "sleep_steps": 300,
         },
     ),
     "F2": Benchmark(
@@ -148,7 +148,7 @@ BENCHMARKS = {
             "augmentation": "crop-flip",
             "codec": "learned",
             "codec_quality": 50,
-            "sleep_steps": 1000,
+            "sleep_steps": 600,
         },
     ),
     "D": Benchmark(
