@@ -1,30 +1,24 @@
 """Checkpoint: a folder from which a run goes on inside a task.
 
-    <output_dir>/checkpoints/task-03/written          memory and recall once the images of the task are written
+    <output_dir>/checkpoints/task-03/written          what came of writing the task: memory, recall, landmarks
                                      checkpoint-10    awake, after step 10: what `Trainer` saves, and factors of LoRA
                                      checkpoint-64    asleep, after step 50 of the sleep that followed 14 steps awake
 
 Steps of sleep count on from the last step awake. All appear whole or not at all, and vanish with the task's stage.
 """
 
-import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from .files import find_leftovers, remove_folder, whole_folder
-from .head_wakesleep import Recall
+from .files import find_leftovers, remove_folder
 from .history import HISTORY_NAME
-from .memory import SemiParametricMemory
-from .stage import MEMORY_FOLDER, find_stages, load_memory, stage_name, stage_number
-from .stopwatch import Stopwatch
+from .stage import find_stages, stage_name, stage_number
 
 logger = logging.get_logger(__name__)
 
-CHECKPOINTS_FOLDER, WRITTEN_FOLDER = "checkpoints", "written"
-SLEEP_NAME, RECALL_NAME, SCORES_NAME = "sleep.pt", "recall.safetensors", "scores.json"
+CHECKPOINTS_FOLDER, SLEEP_NAME = "checkpoints", "sleep.pt"
 LAST_WRITTEN = "trainer_state.json"  # of a checkpoint; without it the checkpoint is half-written
 
 
@@ -116,39 +110,6 @@ def clean(output_dir: str | Path) -> list[Path]:
     for stage in find_stages(output_dir):
         drop_checkpoints(output_dir, stage_number(stage))
     return broken
-
-
-def save_written(
-    folder: Path, memory: SemiParametricMemory | None, recall: Recall, scores: dict, stopwatch: Stopwatch
-) -> None:
-    """Keep what came of writing a task into memory, so that it need not be done again.
-
-    Args:
-        folder (`Path`): The folder of the task's checkpoints.
-        memory ([`SemiParametricMemory`], *optional*): The memory.
-        recall ([`Recall`]): Its statistics.
-        scores (`dict`): What was measured before and after it, JSON-able.
-        stopwatch ([`Stopwatch`]): How long it took.
-    """
-    with whole_folder(folder / WRITTEN_FOLDER) as temporary:
-        if memory is not None:
-            memory.save(temporary / MEMORY_FOLDER)
-        save_file({name: value.contiguous() for name, value in recall.state_dict().items()}, temporary / RECALL_NAME)
-        (temporary / SCORES_NAME).write_text(json.dumps(scores))
-        stopwatch.save(temporary)
-
-
-def load_written(folder: Path, recall: Recall, stopwatch: Stopwatch) -> tuple[SemiParametricMemory | None, dict]:
-    """Load statistics and seconds, and return memory and scores, as `save_written` kept them."""
-    folder = folder / WRITTEN_FOLDER
-    recall.load_state_dict(load_file(folder / RECALL_NAME))
-    stopwatch.load(folder)
-    return load_memory(folder), json.loads((folder / SCORES_NAME).read_text())
-
-
-def is_written(folder: Path) -> bool:
-    """Whether `load_written` finds something among the checkpoints of a task."""
-    return (folder / WRITTEN_FOLDER).is_dir()
 
 
 def load_sleep(checkpoint: str | Path | None) -> dict | None:

@@ -14,14 +14,7 @@ from transformers.trainer_utils import TrainOutput
 
 from .augment import augment, seeded_generator
 from .callbacks import GuardCallback, SleepCallback
-from .checkpoint import (
-    drop_checkpoints,
-    is_due,
-    is_written,
-    load_sleep,
-    load_written,
-    save_written,
-)
+from .checkpoint import drop_checkpoints, is_due, load_sleep
 from .classifier_trainer import ClassifierTrainer
 from .guard import StepGuard
 from .history import History, TaskRecord
@@ -43,6 +36,7 @@ from .synapses import FrozenEntries, count_entries, make_room
 from .tasks import Task
 from .training_args import ContinualTrainingArguments
 from .wake import WakePass, add_memories
+from .written import Written
 
 
 class TaskTrainer(ClassifierTrainer):
@@ -107,7 +101,6 @@ class TaskTrainer(ClassifierTrainer):
         )
         self._stopwatch = Stopwatch()
         self._write(number, record)
-        self._before = self._take_landmarks()
         if self.args.head_init == "recall":
             first = len(self.model.config.classes) - len(record.new_classes)
             self.model.head.start_from_recall(first, self.args.label_smoothing_factor)
@@ -139,17 +132,20 @@ class TaskTrainer(ClassifierTrainer):
     def _write(self, number: int, record: TaskRecord) -> None:
         """Write a task into memory and recall and measure before and after it, or load what came of it."""
         recall, folder = self.model.head.recall, self.checkpoints_folder
-        if is_written(folder):
-            self.memory, scores = load_written(folder, recall, self._stopwatch)
-            record.set_scores(scores)
+        written = Written.load(folder, self._stopwatch)
+        if written is not None:
+            self.memory, self._before = written.memory, written.landmarks
+            recall.load_state_dict(written.statistics)
+            record.set_scores(written.scores)
             return
         if self.args.forward_transfer and number > 0:
             record.before_accuracy = self._probe(self.tasks[number])
         self._wake_pass().write(self.train_dataset, self.memory, number)
         if self.args.evaluate_recall:
             record.recall_accuracy = self._evaluate_recall()
+        self._before = self._take_landmarks()
         if self.args.save_strategy != "no" and self.args.should_save:
-            save_written(folder, self.memory, recall, record.scores(), self._stopwatch)
+            Written(self.memory, recall.state_dict(), self._before, record.scores()).save(folder, self._stopwatch)
         self.accelerator.wait_for_everyone()
 
     def _take_landmarks(self) -> torch.Tensor | None:

@@ -1,12 +1,7 @@
 """Checkpoints: found, written whole, dropped; what a kill leaves behind is recognised and removed."""
 
-import math
-
 import pytest
-import torch
-from conftest import equal_states
 
-from hf_wakesleep import RawCodec, SemiParametricMemory
 from hf_wakesleep.checkpoint import (
     LAST_WRITTEN,
     checkpoints_of,
@@ -17,13 +12,8 @@ from hf_wakesleep.checkpoint import (
     find_checkpoints,
     find_resume_point,
     is_due,
-    is_written,
     load_sleep,
-    load_written,
-    save_written,
 )
-from hf_wakesleep.head_wakesleep import Recall
-from hf_wakesleep.stopwatch import Stopwatch
 
 
 def make_checkpoint(output_dir, task, step, whole=True):
@@ -90,26 +80,6 @@ def test_the_oldest_checkpoints_are_dropped_beyond_a_limit(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["checkpoint-10"]
     drop_checkpoints(tmp_path, 0)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("score", [0.75, math.nan])
-@pytest.mark.parametrize("keeps_memory", [True, False])
-def test_a_written_task_comes_back_as_it_was(tmp_path, score, keeps_memory):
-    memory = SemiParametricMemory(RawCodec(), None, ["a", "b"]) if keeps_memory else None
-    if memory is not None:
-        memory.write(memory.codec.encode(torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)), [0, 1, 0, 1, 1], 3)
-    recall = Recall(4, 2, 0.1)
-    recall.update(torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 1]))
-    assert not is_written(tmp_path)
-    save_written(tmp_path, memory, recall, score, Stopwatch())
-    assert is_written(tmp_path)
-    fresh = Recall(4, 2, 0.1)
-    loaded, loaded_score = load_written(tmp_path, fresh, Stopwatch())
-    assert equal_states(recall, fresh)
-    assert loaded_score == score or (math.isnan(score) and math.isnan(loaded_score))
-    assert (loaded is None) == (memory is None)
-    if memory is not None:
-        assert loaded.checksum() == memory.checksum()
 
 
 def test_a_checkpoint_taken_awake_holds_no_sleep(tmp_path):

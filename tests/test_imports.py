@@ -52,6 +52,7 @@ ORDER = [
     "model_card",
     "stage",
     "checkpoint",
+    "written",
     "hub",
     "protocol",
     "processes",

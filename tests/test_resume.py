@@ -12,7 +12,15 @@ from conftest import digits_of, equal_states
 from test_trainer import assert_same_end, make_stream, make_trainer  # noqa: F401
 from transformers import TrainerCallback
 
-from hf_wakesleep import ClassIncrementalStream, ContinualTrainer, SleepCallback, WebPCodec, recall, sleep
+from hf_wakesleep import (
+    ClassIncrementalStream,
+    ContinualTrainer,
+    SleepCallback,
+    WebPCodec,
+    recall,
+    sleep,
+    task_trainer,
+)
 from hf_wakesleep.checkpoint import SLEEP_NAME, find_checkpoints
 from hf_wakesleep.replay import Replay
 from hf_wakesleep.stage import Stage
@@ -319,6 +327,19 @@ def test_seconds_go_on_from_those_before_a_stop(make_small, tmp_path, monkeypatc
     assert 5_000 < first.wake_seconds < 6_000
     assert 3_000 < first.sleep_seconds < 4_000
     assert second.wake_seconds < 2_000
+
+
+def test_a_task_that_is_written_is_not_looked_at_again(make_small, monkeypatch):
+    """Going on costs no pass over images: not over those of the task, nor over the landmarks."""
+    train_until(monkeypatch, make_small("out"), Replay, "_take_step", stop_at(2, Replay._take_step))
+    resumed = make_small("out")
+    looked = []
+    for where, name in ((WakePass, "write"), (task_trainer, "landmark_features")):
+        looking = getattr(where, name)
+        monkeypatch.setattr(where, name, lambda *args, f=looking, **kwargs: looked.append(f) or f(*args, **kwargs))
+    resumed.train(resume_from_checkpoint=True)
+    assert len(resumed.history) == 2
+    assert [function.__name__ for function in looked] == ["write", "landmark_features"]  # of the second task
 
 
 def test_another_seed_gives_another_result(make_trainer, make_stream, whole):  # noqa: F811
