@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, load_dataset
-from torchvision.transforms.functional import pil_to_tensor
 from transformers import HfArgumentParser, ViTConfig, set_seed
 
 from hf_wakesleep import (
@@ -25,7 +24,9 @@ from hf_wakesleep import (
     WakeSleepConfig,
     WakeSleepForImageClassification,
 )
+from hf_wakesleep.images import ImageReader, TaskImages, make_image_processor
 
+FIT_IMAGES = 1000  # of the first task, about, for the codec
 # Other defaults for the arguments below. Baselines see about as many images awake as wakesleep does awake and asleep.
 CLASSIFIER_ONLY = {"wake_plasticity": "full", "head_init": "random", "sleep_steps": 0, "recall_weight": 0.0}
 METHODS = {
@@ -78,8 +79,8 @@ class StreamArguments:
     codec_fit_steps: int = field(
         default=0,
         metadata={
-            "help": "With `--codec learned`: steps in which it is fitted to the images of the first task, for images "
-            "that look like no photograph."
+            "help": "With `--codec learned`: steps in which it is fitted to images of the first task, for images that "
+            "look like no photograph; without, only its tone is."
         },
     )
 
@@ -164,16 +165,21 @@ def build_model(args: StreamArguments) -> WakeSleepForImageClassification:
     return WakeSleepForImageClassification(config)
 
 
-def build_codec(args: StreamArguments, training_args: TrainingArguments, task: Task) -> Codec | None:
-    """Return a learned codec fitted to the images of a task, if the arguments ask for one."""
-    if args.codec_target_bytes is None and args.codec_fit_steps == 0:
-        return None
-    if training_args.codec != "learned":
+def build_codec(
+    args: StreamArguments, training_args: TrainingArguments, config: WakeSleepConfig, task: Task
+) -> Codec | None:
+    """Return a learned codec fitted to images of a task; `None` if memory is empty or coded otherwise."""
+    if training_args.codec != "learned" and (args.codec_target_bytes is not None or args.codec_fit_steps):
         raise ValueError("`--codec_target_bytes` and `--codec_fit_steps` go with `--codec learned`, which is missing.")
+    if training_args.codec != "learned" or training_args.memory_bytes == 0:
+        return None
     quality = {} if training_args.codec_quality is None else {"quality": training_args.codec_quality}
-    images = [pil_to_tensor(image.convert("RGB")) for image in task.train_dataset["image"]]
+    label2id = {name: index for index, name in enumerate(task.train_dataset.features["label"].names)}
+    images = TaskImages(task.train_dataset, label2id, f"the training images of {task.name}")
+    rows = range(0, len(images), max(1, len(images) // FIT_IMAGES))
+    sample, _ = ImageReader(make_image_processor(config)).read([images[row] for row in rows])
     codec = LearnedCodec(**quality)
-    return codec.fit(images, args.codec_target_bytes, steps=args.codec_fit_steps, seed=training_args.seed)
+    return codec.fit(list(sample), args.codec_target_bytes, steps=args.codec_fit_steps, seed=training_args.seed)
 
 
 def parse_arguments() -> tuple[StreamArguments, TrainingArguments]:
@@ -200,8 +206,9 @@ def main() -> None:
     if stream_args.method == "joint":
         stream = stream.joint()
     set_seed(args.seed)
-    codec = build_codec(stream_args, args, stream[0])
-    trainer = ContinualTrainer(model=build_model(stream_args), args=args, stream=stream, codec=codec)
+    model = build_model(stream_args)
+    codec = build_codec(stream_args, args, model.config, stream[0])
+    trainer = ContinualTrainer(model=model, args=args, stream=stream, codec=codec)
     resume = args.resume_from_checkpoint
     trainer.train(resume_from_checkpoint={"true": True, "false": False}.get(str(resume).lower(), resume))
     if trainer.is_world_process_zero():

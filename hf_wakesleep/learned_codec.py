@@ -18,10 +18,13 @@ from .codec_networks import COARSEST_STEP, FINEST_STEP, LearnedNetworks
 from .codec_training import CodecTraining
 from .context import MEAN_STEPS, SCALES, Pass, passes
 from .entropy import Contexts, Reader, Writer
+from .tone import VALUES, fit_tone
 from .transforms import BLOCK, LATENT_MAX, LATENTS, STEP_INDICES
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 _PIXELS_AT_ONCE = 2**20
+_SAMPLE = 256  # images that tell the mean size of a code and the tone
+_TONE = "tone.table"
 _STEP, _GREY, _SQUARE = STEP_INDICES - 1, 1 << 6, 1 << 7  # of the first byte of a code
 _CHECK = struct.Struct(">H")
 
@@ -35,7 +38,8 @@ class LearnedCodec(Codec):
     Args:
         quality (`int`, defaults to 60): 0 (smallest) to 100 (best).
         weights (`str`, defaults to `"natural-1"`): Name of weights that ship with the package.
-        state_dict (`dict[str, torch.Tensor]`, *optional*): Tables and outer layers that were fitted to a stream.
+        state_dict (`dict[str, torch.Tensor]`, *optional*): What was fitted to a stream: tables and outer layers, the
+            tone, or both.
 
     Raises:
         ValueError: If there are no such weights.
@@ -50,18 +54,23 @@ class LearnedCodec(Codec):
             raise ValueError(f"`quality` of the learned codec must be a whole number in 0..100, got {quality!r}.")
         self.quality, self.weights = quality, weights
         self.networks = LearnedNetworks()
-        self._is_fitted = state_dict is not None
         self.networks.unpack(_shipped(weights))
-        if state_dict is not None:
-            self.networks.unpack(state_dict, self.networks.outer())
+        trained = dict(state_dict or {})
+        self._tone = _check_tone(trained.pop(_TONE)) if _TONE in trained else None  # uint8 (256,)
+        self._is_trained = bool(trained)
+        if self._is_trained:
+            self.networks.unpack(trained, self.networks.outer())
         self.networks.eval().requires_grad_(False)
-        self._seed = _digest(self.networks.pack())
+        self._seed = _digest({**self.networks.pack(), **self._tone_dict()})
 
     def settings(self):
         return {"quality": self.quality, "weights": self.weights}
 
     def state_dict(self):
-        return self.networks.pack(self.networks.outer()) if self._is_fitted else {}
+        return {**(self.networks.pack(self.networks.outer()) if self._is_trained else {}), **self._tone_dict()}
+
+    def _tone_dict(self) -> dict[str, torch.Tensor]:
+        return {} if self._tone is None else {_TONE: self._tone}
 
     @property
     def num_bytes(self):
@@ -72,13 +81,13 @@ class LearnedCodec(Codec):
     ) -> "LearnedCodec":
         """Return a codec fitted to images that look like nothing this one was trained on; this one stays as it is.
 
-        Tables and outer layers are fitted; they count in the memory's budget. Give the new codec to a new memory: the
-        codes of the old one are not its own.
+        Tables and outer layers are fitted, then the tone, a table of pixel values; they count in the memory's budget.
+        Give the new codec to a new memory: the codes of the old one are not its own.
 
         Args:
             images (`Sequence[torch.Tensor]`): uint8 tensors of shape (3, H, W), a few hundred or more.
             target_bytes (`float`, *optional*): Mean size of a code; the quality is chosen for it. Else it stays.
-            steps (`int`, defaults to 300): Optimizer steps; 0 chooses the quality only.
+            steps (`int`, defaults to 300): Optimizer steps; 0 fits the tone only, in 256 bytes and without delay.
             seed (`int`, defaults to 0): Of everything random.
 
         Raises:
@@ -88,20 +97,27 @@ class LearnedCodec(Codec):
             raise ValueError("Expected images to fit the learned codec to, got none.")
         start = self if target_bytes is None else self._at_target(images, target_bytes, is_strict=steps == 0)
         if steps == 0:
-            return start
-        fitted = LearnedCodec(start.quality, self.weights, self.state_dict() or None)
+            return start._with_tone(images)
+        networks = LearnedCodec(start.quality, self.weights, self.state_dict()).networks
         indices = (max(start.step_index - 8, FINEST_STEP), min(start.step_index + 8, COARSEST_STEP))
         training = CodecTraining(
-            fitted.networks, images, steps, learning_rate=2e-3, step_indices=indices, is_general=False, seed=seed
+            networks, images, steps, learning_rate=2e-3, step_indices=indices, is_general=False, seed=seed
         )
         training.run(steps)
         training.fit_tables(batches=max(1, steps // 10))
-        fitted = LearnedCodec(start.quality, self.weights, fitted.networks.pack(fitted.networks.outer()))
-        return fitted if target_bytes is None else fitted._at_target(images, target_bytes)
+        trained = LearnedCodec(start.quality, self.weights, networks.pack(networks.outer()))
+        return (trained if target_bytes is None else trained._at_target(images, target_bytes))._with_tone(images)
+
+    def _with_tone(self, images: Sequence[torch.Tensor]) -> "LearnedCodec":
+        """Return this codec with a tone that is fitted to images."""
+        sample, plain = _spread(images), copy.copy(self)
+        plain._tone = None
+        tone = fit_tone(plain.decode(plain.encode(sample)), sample)
+        return LearnedCodec(self.quality, self.weights, {**plain.state_dict(), _TONE: tone})
 
     def _at_target(self, images, target_bytes: float, is_strict: bool = True) -> "LearnedCodec":
-        """Return this codec at the best quality whose codes have at most this mean size, over up to 256 images."""
-        sample = [images[row] for row in range(0, len(images), max(1, len(images) // 256))]
+        """Return this codec at the best quality whose codes have at most this mean size, over a sample."""
+        sample = _spread(images)
         low, high = 0, 100  # the quality is in low..high
         while low < high:
             middle = (low + high + 1) // 2
@@ -173,7 +189,8 @@ class LearnedCodec(Codec):
         image = self.networks.synthesis(latents, index)[:, :, :height, :width]
         if is_grey.any():
             image = torch.where(is_grey[:, None, None, None], image.mean(dim=1, keepdim=True), image)
-        return (image + 128).round_().clamp_(0, 255).to(torch.uint8)
+        pixels = (image + 128).round_().clamp_(0, 255).to(torch.uint8)
+        return pixels if self._tone is None else self._tone[pixels.long()]
 
     def _walk(self, shape: Sequence[int], index: torch.Tensor, code: Callable) -> torch.Tensor:
         """Call `code(contexts, pass)` for every pass; return all latents (B, LATENTS, h, w) that it returned."""
@@ -257,6 +274,25 @@ def _alike(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
 def _whole(values: torch.Tensor) -> np.ndarray:
     """Return rounded values (B, C, P) as int64 of shape (B, C * P)."""
     return values.round().flatten(1).numpy().astype(np.int64)
+
+
+def _spread(images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return about `_SAMPLE` images, spread over all."""
+    return [images[row] for row in range(0, len(images), max(1, len(images) // _SAMPLE))]
+
+
+def _check_tone(tone: torch.Tensor) -> torch.Tensor:
+    """Return a tone that came from a file.
+
+    Raises:
+        ValueError: If it has another dtype or shape.
+    """
+    if tone.dtype != torch.uint8 or tone.shape != (VALUES,):
+        raise ValueError(
+            f"Expected {_TONE!r} of a learned codec as torch.uint8 of shape ({VALUES},), got {tone.dtype} of shape "
+            f"{tuple(tone.shape)}."
+        )
+    return tone
 
 
 def _digest(packed: dict[str, torch.Tensor]) -> int:

@@ -28,6 +28,7 @@ ORDER = [
     "context",
     "entropy",
     "codec_networks",
+    "tone",
     "codec_training",
     "learned_codec",
     "codecs",

@@ -4,7 +4,8 @@
 
 prints a table of mean bytes and PSNR of every codec at several qualities, and the Bjontegaard rate of each against
 WebP: how many bytes more or fewer it takes, averaged over 23 to 29 dB. Writes `rate_distortion.json` and `.png`. With
-`--fit_steps 300 --fit_files TRAIN` the learned codec is first fitted to other images of the same kind.
+`--fit_files TRAIN --fit_steps 300` the learned codec is first fitted to other images of the same kind, and to each
+quality; without steps only its tone is.
 """
 
 import io
@@ -35,7 +36,7 @@ class Arguments:
     image_size: int = field(metadata={"help": "Images are scaled and cropped to this side in pixels."})
     count: int = field(default=500, metadata={"help": "Number of images, spread over the file."})
     fit_files: str | None = field(default=None, metadata={"help": "Parquet file of images to fit the codec to."})
-    fit_steps: int = field(default=0, metadata={"help": "Steps of fitting."})
+    fit_steps: int = field(default=0, metadata={"help": "Steps of fitting; 0 fits the tone only."})
     output_dir: str = field(default="out/rate_distortion", metadata={"help": "Where table and plot go."})
 
 
@@ -103,13 +104,14 @@ def main() -> None:
     """Measure all codecs, and write table and plot."""
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
     images = load_images(args.data_files, args.image_size, args.count)
-    learned = LearnedCodec()
-    if args.fit_steps:
-        others = load_images(args.fit_files, args.image_size, 2000)
-        learned = learned.fit([to_tensor(image) for image in others], steps=args.fit_steps)
-    weights = learned.state_dict() or None
+    qualities = (5, 15, 25, 35, 50, 65, 80, 100)
+    learned = [LearnedCodec(quality) for quality in qualities]
+    if args.fit_files:
+        others = [to_tensor(image) for image in load_images(args.fit_files, args.image_size, 2000)]
+        weights = LearnedCodec().fit(others, steps=args.fit_steps).state_dict()
+        learned = [LearnedCodec(quality, state_dict=weights).fit(others, steps=0) for quality in qualities]
     codecs = {
-        "learned": [by_codec(LearnedCodec(q, state_dict=weights)) for q in (5, 15, 25, 35, 50, 65, 80, 100)],
+        "learned": [by_codec(codec) for codec in learned],
         "WebP": [by_format("WEBP", q, method=6) for q in (0, 2, 5, 10, 20, 35, 50, 75)],
         "JPEG": [by_format("JPEG", q, optimize=True) for q in (1, 5, 10, 20, 35, 50, 75)],
         "AVIF": [by_format("AVIF", q) for q in (1, 10, 20, 30, 40, 55, 70)],
