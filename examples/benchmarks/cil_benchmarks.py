@@ -55,8 +55,6 @@ SCRATCH_WAKESLEEP = {
     "sleep_batch_size": 32,
     "sleep_learning_rate": 1e-3,
     "distillation_weight": 0.0,
-    "rem_share": 0.3,
-    "sleep_cycles": 10,
 }
 
 BENCHMARKS = {
@@ -114,7 +112,6 @@ BENCHMARKS = {
             "codec_quality": 50,
             "sleep_steps": 800,
             "sleep_learning_rate": 5e-4,
-            "rem_share": 0.0,
         },
     ),
     "F1": Benchmark(
@@ -177,6 +174,8 @@ BENCHMARKS = {
         wakesleep={
             **SCRATCH_WAKESLEEP,
             "learning_rate": 2e-3,
+            "codec": "learned",
+            "codec_quality": 60,
             "sleep_steps": 160,
             "sleep_learning_rate": 2e-3,
         },
