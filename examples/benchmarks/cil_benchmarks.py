@@ -146,6 +146,7 @@ BENCHMARKS = {
             "codec": "learned",
             "codec_quality": 50,
             "sleep_steps": 600,
+            "sleep_learning_rate": 5e-4,
         },
     ),
     "D": Benchmark(
