@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, load_dataset
+from PIL import ImageOps
+from torchvision.transforms.functional import pil_to_tensor
 from transformers import HfArgumentParser, ViTConfig, set_seed
 
 from hf_wakesleep import (
@@ -24,7 +26,6 @@ from hf_wakesleep import (
     WakeSleepConfig,
     WakeSleepForImageClassification,
 )
-from hf_wakesleep.images import ImageReader, TaskImages, make_image_processor
 
 FIT_IMAGES = 1000  # of the first task, about, for the codec
 # Other defaults for the arguments below. Baselines see about as many images awake as wakesleep does awake and asleep.
@@ -174,12 +175,11 @@ def build_codec(
     if training_args.codec != "learned" or training_args.memory_bytes == 0:
         return None
     quality = {} if training_args.codec_quality is None else {"quality": training_args.codec_quality}
-    label2id = {name: index for index, name in enumerate(task.train_dataset.features["label"].names)}
-    images = TaskImages(task.train_dataset, label2id, f"the training images of {task.name}")
-    rows = range(0, len(images), max(1, len(images) // FIT_IMAGES))
-    sample, _ = ImageReader(make_image_processor(config)).read([images[row] for row in rows])
+    dataset, side = task.train_dataset, config.image_size
+    rows = range(0, len(dataset), max(1, len(dataset) // FIT_IMAGES))
+    images = [pil_to_tensor(ImageOps.fit(dataset[row]["image"].convert("RGB"), (side, side))) for row in rows]
     codec = LearnedCodec(**quality)
-    return codec.fit(list(sample), args.codec_target_bytes, steps=args.codec_fit_steps, seed=training_args.seed)
+    return codec.fit(images, args.codec_target_bytes, steps=args.codec_fit_steps, seed=training_args.seed)
 
 
 def parse_arguments() -> tuple[StreamArguments, TrainingArguments]:
