@@ -103,6 +103,8 @@ def bjontegaard(curve: list, reference: list) -> float:
 def main() -> None:
     """Measure all codecs, and write table and plot."""
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    if args.fit_steps and not args.fit_files:
+        raise ValueError("`--fit_steps` needs images to fit the codec to. Pass `--fit_files` too.")
     images = load_images(args.data_files, args.image_size, args.count)
     qualities = (5, 15, 25, 35, 50, 65, 80, 100)
     learned = [LearnedCodec(quality) for quality in qualities]

@@ -1,6 +1,7 @@
 """Learner: what all peers share, from growing a head to training by one recipe."""
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import ClassVar
@@ -70,7 +71,7 @@ def shuffled(num: int, size: int, generator: torch.Generator) -> Iterator[torch.
         left = left[size:]
 
 
-class Learner:
+class Learner(ABC):
     """One method of class-incremental learning.
 
     Args:
@@ -100,6 +101,7 @@ class Learner:
         self.task_sizes.append(len(classes))
         self.model.grow(classes, self.generator)
 
+    @abstractmethod
     def learn(self, images: torch.Tensor, labels: torch.Tensor, num_images: int) -> None:
         """Learn a task.
 
@@ -108,7 +110,6 @@ class Learner:
             labels (`torch.Tensor` of shape `(N,)`): Their index in the head.
             num_images (`int`): Images to train on, repetitions and memories included.
         """
-        raise NotImplementedError
 
     @property
     def num_bytes(self) -> int:
