@@ -22,6 +22,7 @@ from .synapses import SYNAPSES_NAME, Synapses
 CODES_NAME, CODEC_NAME, MEMORY_NAME = "codes.parquet", "codec.safetensors", "memory.json"
 SEALED = (CODES_NAME, CODEC_NAME, SYNAPSES_NAME)  # their digests stand in memory.json
 KEYS = {"codec", "settings", "budget", "statistics_bytes", "sha256"}  # of memory.json
+CODE_BYTES = 4  # that every code has, of whatever codec
 LABEL_BYTES = 12  # per class: its entry, and that of a task, in the dictionaries of the file
 FILE_BYTES = 1024  # what a parquet file with rows holds beyond one without, and memory.json
 
@@ -120,7 +121,15 @@ def file_bytes(classes: Sequence[str]) -> int:
 
 
 def _write_parquet(table: pa.Table, where) -> None:
-    pq.write_table(table, where, compression="none", use_dictionary=["label", "task"], write_statistics=False)
+    """Write codes as they are, with their lengths packed: 1 or 2 bytes each instead of 4."""
+    pq.write_table(
+        table,
+        where,
+        compression="none",
+        use_dictionary=["label", "task"],
+        column_encoding={"code": "DELTA_LENGTH_BYTE_ARRAY"},
+        write_statistics=False,
+    )
 
 
 def _read_settings(folder: Path) -> dict:
@@ -147,7 +156,7 @@ def _read_parquet(path: Path) -> tuple[CodeTable, list[str]]:
             is_dictionary = any("DICTIONARY" in encoding for encoding in chunk.encodings)
             if chunk.compression != "UNCOMPRESSED" or (chunk.path_in_schema == "code" and is_dictionary):
                 raise ValueError(f"plain columns expected, but {chunk.path_in_schema!r} is compressed")
-    if metadata.num_rows * 4 > path.stat().st_size:  # the length of every code takes 4 bytes
+    if metadata.num_rows * CODE_BYTES > path.stat().st_size:
         raise ValueError(f"{metadata.num_rows:,} codes do not fit into {path.stat().st_size:,} bytes")
     table = pq.read_table(path, memory_map=True)
     if table.num_rows != metadata.num_rows or any(column.null_count for column in table.columns):

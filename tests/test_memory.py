@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_wakesleep import CodecError, MemoryBytes, RawCodec, SemiParametricMemory, WebPCodec
+from hf_wakesleep.code_table import INDEX_BYTES
 
 
 def images_of(count, seed=0, side=8):
@@ -51,13 +52,15 @@ def test_the_budget_holds_at_all_times_and_classes_stay_balanced(tasks, extra, s
 
 @pytest.mark.parametrize("per_class", [(1,), (5, 5), (40,) * 25, (1,) * 3000, (30,) * 1000], ids=len)
 @pytest.mark.parametrize("num_tasks", [1, 100])
-def test_every_byte_on_disk_is_counted(tmp_path, per_class, num_tasks):
+@pytest.mark.parametrize("largest", [50, 2000], ids="to {} bytes".format)
+def test_every_byte_on_disk_is_counted(tmp_path, per_class, num_tasks, largest):
+    generator = np.random.default_rng(0)
     memory = SemiParametricMemory(RawCodec())
     memory.add_classes([f"class {index}" for index in range(len(per_class))], statistics_bytes=0)
     labels = np.repeat(np.arange(len(per_class)), per_class)
     for task in range(num_tasks):
         part = labels[labels % num_tasks == task]
-        memory.write([bytes(50)] * len(part), part, task)
+        memory.write([bytes(size) for size in generator.integers(50, largest + 1, len(part))], part, task)
     memory.save(tmp_path)
     on_disk = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert on_disk <= memory.num_bytes.total <= 1.5 * on_disk + 2048
@@ -97,7 +100,7 @@ def test_a_budget_too_small_for_one_code_per_class_changes_nothing():
 def test_a_class_keeps_its_smallest_code_if_its_first_does_not_fit():
     memory = SemiParametricMemory(RawCodec(), None, ["a", "b"])
     codes = [bytes([index]) * size for index, size in enumerate([900, 20, 900, 900, 30, 900])]
-    memory.budget = memory.num_bytes.total + 20 + 30 + 2 * 8
+    memory.budget = memory.num_bytes.total + 20 + 30 + 2 * INDEX_BYTES
     memory.write(codes, [0, 0, 0, 1, 1, 1], task=0)
     assert memory.labels.tolist() == [0, 1]
     assert memory.num_bytes.total == memory.budget
@@ -149,7 +152,7 @@ def test_codes_stand_by_their_ranks_and_tasks_take_turns():
 @pytest.mark.parametrize("num_codes", range(2, 9))
 def test_ranks_survive_saving_and_shrinking_in_any_order(tmp_path, num_codes):
     whole = ranked()
-    budget = whole.num_bytes.total - 58 * (9 - num_codes)
+    budget = whole.num_bytes.total - (50 + INDEX_BYTES) * (9 - num_codes)
     small = ranked(budget)
     assert len(small) == num_codes
     whole.save(tmp_path / "whole")
@@ -169,7 +172,7 @@ def test_ranks_survive_saving_and_shrinking_in_any_order(tmp_path, num_codes):
 
 def test_a_task_that_comes_later_gets_as_many_codes_of_a_class_as_an_earlier_one():
     memory = SemiParametricMemory(RawCodec(), None, ["a"])
-    memory.budget = memory.num_bytes.total + 20 * 58
+    memory.budget = memory.num_bytes.total + 20 * (50 + INDEX_BYTES)
     for task in range(4):
         memory.write([bytes([index] * 50) for index in range(100)], [0] * 100, task)
     assert np.bincount(memory.tasks).tolist() == [5] * 4
