@@ -12,22 +12,16 @@ from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, load_dataset
-from PIL import ImageOps
-from torchvision.transforms.functional import pil_to_tensor
 from transformers import HfArgumentParser, ViTConfig, set_seed
 
 from hf_wakesleep import (
     ClassIncrementalStream,
-    Codec,
     ContinualTrainer,
     ContinualTrainingArguments,
-    LearnedCodec,
-    Task,
     WakeSleepConfig,
     WakeSleepForImageClassification,
 )
 
-FIT_IMAGES = 1000  # of the first task, about, for the codec
 # Other defaults for the arguments below. Baselines see about as many images awake as wakesleep does awake and asleep.
 CLASSIFIER_ONLY = {"wake_plasticity": "full", "head_init": "random", "sleep_steps": 0, "recall_weight": 0.0}
 METHODS = {
@@ -71,19 +65,6 @@ class StreamArguments:
         default=None, metadata={"help": "Side of the model's input in pixels. Default: the backbone's, 8 without one."}
     )
     classifier: str = field(default="linear", metadata={"help": "'linear' or 'cosine'."})
-    codec_target_bytes: float | None = field(
-        default=None,
-        metadata={
-            "help": "With `--codec learned`: mean size of a code, measured on the first task, instead of a quality."
-        },
-    )
-    codec_fit_steps: int = field(
-        default=0,
-        metadata={
-            "help": "With `--codec learned`: steps in which it is fitted to images of the first task, for images that "
-            "look like no photograph; without, only its tone is."
-        },
-    )
 
 
 @dataclass
@@ -166,22 +147,6 @@ def build_model(args: StreamArguments) -> WakeSleepForImageClassification:
     return WakeSleepForImageClassification(config)
 
 
-def build_codec(
-    args: StreamArguments, training_args: TrainingArguments, config: WakeSleepConfig, task: Task
-) -> Codec | None:
-    """Return a learned codec fitted to images of a task; `None` if memory is empty or coded otherwise."""
-    if training_args.codec != "learned" and (args.codec_target_bytes is not None or args.codec_fit_steps):
-        raise ValueError("`--codec_target_bytes` and `--codec_fit_steps` go with `--codec learned`, which is missing.")
-    if training_args.codec != "learned" or training_args.memory_bytes == 0:
-        return None
-    quality = {} if training_args.codec_quality is None else {"quality": training_args.codec_quality}
-    dataset, side = task.train_dataset, config.image_size
-    rows = range(0, len(dataset), max(1, len(dataset) // FIT_IMAGES))
-    images = [pil_to_tensor(ImageOps.fit(dataset[row]["image"].convert("RGB"), (side, side))) for row in rows]
-    codec = LearnedCodec(**quality)
-    return codec.fit(images, args.codec_target_bytes, steps=args.codec_fit_steps, seed=training_args.seed)
-
-
 def parse_arguments() -> tuple[StreamArguments, TrainingArguments]:
     """Return the arguments; the method sets defaults, which the command line overrides."""
     parser = HfArgumentParser([StreamArguments, TrainingArguments])
@@ -207,8 +172,7 @@ def main() -> None:
         stream = stream.joint()
     set_seed(args.seed)
     model = build_model(stream_args)
-    codec = build_codec(stream_args, args, model.config, stream[0])
-    trainer = ContinualTrainer(model=model, args=args, stream=stream, codec=codec)
+    trainer = ContinualTrainer(model=model, args=args, stream=stream)
     resume = args.resume_from_checkpoint
     trainer.train(resume_from_checkpoint={"true": True, "false": False}.get(str(resume).lower(), resume))
     if trainer.is_world_process_zero():

@@ -15,7 +15,9 @@ from .checkpoint import (
 )
 from .codec import Codec
 from .history import HISTORY_NAME, History
+from .learned_codec import LearnedCodec
 from .lora import describe
+from .memory import SemiParametricMemory
 from .model_card import hyper_parameters
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .processes import check_equal
@@ -37,8 +39,8 @@ class ContinualTrainer(TaskTrainer):
         stream ([`TaskStream`]): The tasks. After a stage either the whole stream, whose first tasks are then skipped,
             or the tasks to come.
         processing_class (`BaseImageProcessor`, *optional*): Image processor; made from the model's config if missing.
-        codec ([`Codec`], *optional*): The codec of a new memory, such as a [`LearnedCodec`] fitted to images of the
-            stream; made from `args` if missing. A model loaded from a stage brings its own.
+        codec ([`Codec`], *optional*): The codec of a new memory, as it is. If missing, the one that `args` name,
+            fitted to images of the first task where it can be. A model loaded from a stage brings its own.
         lora_config (`peft.LoraConfig`, *optional*): Factors that plasticity `"lora"` trains, instead of those of rank
             `lora_rank` in all linear layers of the backbone.
         kwargs: Passed on to `Trainer` (`callbacks`, `optimizer_cls_and_kwargs`, ...).
@@ -59,6 +61,7 @@ class ContinualTrainer(TaskTrainer):
     ):
         self.stream = stream
         history, memory = initial_state(model, args, codec)
+        self._fits_codec = codec is None and not len(history)
         super().__init__(
             model,
             args,
@@ -114,6 +117,7 @@ class ContinualTrainer(TaskTrainer):
     def _open_run(self, resume: str | bool | None) -> str | None:
         """Check `output_dir`, load the state to go on from, and return the checkpoint inside the next task."""
         output_dir = Path(self.args.output_dir)
+        self._fit_codec()
         protocol = make_protocol(self.model, self.args, self.stream, self.history, self.memory)
         if self.args.should_save:
             clean(output_dir)
@@ -144,6 +148,13 @@ class ContinualTrainer(TaskTrainer):
             self.history.untrained = self._probe_untrained(output_dir if resume else None)
         self._save_history()
         return None if checkpoint is None else str(checkpoint)
+
+    def _fit_codec(self) -> None:
+        """Fit the learned codec of a new memory to images of the first task, once."""
+        if self._fits_codec and self.memory is not None and isinstance(self.memory.codec, LearnedCodec):
+            codec = self._wake_pass().fitted(self.memory.codec, self.tasks[0])
+            self.memory = SemiParametricMemory(codec, self.memory.budget)
+        self._fits_codec = False
 
     def _load_resume_point(self, resume: str | bool, protocol: dict) -> Path | None:
         """Load the stage to go on from, if it is one of this run, and return the checkpoint after it."""

@@ -10,6 +10,7 @@ from .codecs import CODECS
 
 MOST = 2**31 - 1
 WHOLE = {
+    "codec_fit_steps": (0, MOST),
     "sleep_steps": (0, MOST),
     "sleep_batch_size": (1, MOST),
     "sleep_cycles": (1, MOST),
@@ -74,6 +75,20 @@ class ContinualTrainingArguments(TrainingArguments):
     )
     codec_quality: int | None = field(
         default=None, metadata={"help": "Quality of the codec, 0..100, if it has one. Its own by default."}
+    )
+    codec_target_bytes: float | None = field(
+        default=None,
+        metadata={
+            "help": "With the codec 'learned': mean size of a code, measured on the first task, instead of a quality."
+        },
+    )
+    codec_fit_steps: int = field(
+        default=0,
+        metadata={
+            "help": "With the codec 'learned': optimizer steps in which a new memory's codec is fitted to images of "
+            "the first task, for images that look like no photograph; with 0 only its tone, a table of pixel values, "
+            "is."
+        },
     )
     memory_selection: str = field(
         default="herding",
@@ -272,6 +287,13 @@ class ContinualTrainingArguments(TrainingArguments):
         self._check_combinations()
 
     def _check_combinations(self) -> None:
+        if self.codec != "learned" and (self.codec_target_bytes is not None or self.codec_fit_steps):
+            raise ValueError(
+                f"`codec_target_bytes` and `codec_fit_steps` are for `codec='learned'`, got {self.codec!r}. Pass that "
+                "codec, or leave them out."
+            )
+        if self.codec_target_bytes is not None and self.codec_quality is not None:
+            raise ValueError("`codec_target_bytes` chooses the quality, but `codec_quality` is given. Leave one out.")
         if self.sleep_every_n_steps and "lora" in (self.wake_plasticity, self.first_wake_plasticity):
             raise ValueError(
                 "A nap changes the weights that the factors of `wake_plasticity='lora'` belong to. Pass "
@@ -308,7 +330,7 @@ class ContinualTrainingArguments(TrainingArguments):
             is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if not (is_number and holds(value)):
                 raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
-        for name, most in (("recall_weight", 1), ("codec_quality", 100)):
+        for name, most in (("recall_weight", 1), ("codec_quality", 100), ("codec_target_bytes", MOST)):
             value = getattr(self, name)
             kind = int if name == "codec_quality" else int | float
             if value is not None and (

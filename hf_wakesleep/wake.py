@@ -13,11 +13,14 @@ from .head_wakesleep import Recall
 from .herding import herding_ranks
 from .images import ImageReader, TaskImages
 from .labels import label_array
+from .learned_codec import LearnedCodec
 from .memory import SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .synapses import count_entries, make_room
 from .tasks import Task
 from .training_args import ContinualTrainingArguments
+
+FIT_IMAGES = 1000  # about as many images of the first task tell a codec what the stream looks like
 
 
 class WakePass:
@@ -62,6 +65,14 @@ class WakePass:
             ranks = herding_ranks(np.concatenate(code_features), np.asarray(code_labels)) if is_herded else None
             memory.write(codes, code_labels, task, ranks)
 
+    def fitted(self, codec: LearnedCodec, task: Task) -> LearnedCodec:
+        """Return a codec fitted to images of a task, as `codec_target_bytes` and `codec_fit_steps` say."""
+        images = _unlabelled(task)
+        rows = range(0, len(images), max(1, len(images) // FIT_IMAGES))
+        pixels = list(self.reader.read([images[row] for row in rows])[0])
+        args = self.args
+        return codec.fit(pixels, args.codec_target_bytes, steps=args.codec_fit_steps, seed=args.seed)
+
     def check_budget(self, tasks: Sequence[Task], memory: SemiParametricMemory) -> None:
         """Try whether the budget can hold one code of every class, old and to come, with all that the network needs.
 
@@ -75,9 +86,7 @@ class WakePass:
         new = [name for task in tasks for name in task.new_classes if name not in memory.classes]
         codes = []
         for task in tasks:
-            images = TaskImages(
-                task.train_dataset, {name: 0 for name in task.classes}, f"the training images of {task.name}"
-            )
+            images = _unlabelled(task)
             for row in _first_rows(task, [name for name in task.new_classes if name in new]):
                 codes += memory.codec.encode(self.reader.read([images[row]])[0])
         recall = self.model.head.recall
@@ -161,6 +170,11 @@ def add_memories(
         "pixel_values": torch.cat([inputs["pixel_values"], reader.normalise(images).to(device)]),
         "labels": torch.cat([inputs["labels"], labels.to(device)]),
     }
+
+
+def _unlabelled(task: Task) -> TaskImages:
+    """Return the training images of a task, whose labels are not known to the model yet."""
+    return TaskImages(task.train_dataset, {name: 0 for name in task.classes}, f"the training images of {task.name}")
 
 
 def _first_rows(task: Task, classes: Sequence[str]) -> list[int]:

@@ -60,13 +60,14 @@ def _arguments(folder: Path) -> Iterator[Case]:
         *("learning_rate", "num_train_epochs", "weight_decay", "sleep_learning_rate", "distillation_weight"),
         *("distillation_temperature", "backbone_learning_rate_ratio", "crop_scale"),
     )
-    wholes = ("sleep_steps", "sleep_batch_size", "per_device_train_batch_size", "lora_rank")
+    wholes = ("codec_fit_steps", "sleep_steps", "sleep_batch_size", "per_device_train_batch_size", "lora_rank")
     values = {
         **dict.fromkeys(numbers, bad),
         **dict.fromkeys(wholes, (*bad, 2.5, 2**40)),
         **{
             "recall_weight": (NAN, INF, -0.1, 1.1, "x", [], True),
             "codec_quality": (NAN, -1, 101, 5.5, "50", [], True),
+            "codec_target_bytes": (NAN, INF, -1, "x", [], True),
         },
         **{
             name: ("", "FULL", 3, [], True)

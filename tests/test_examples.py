@@ -125,11 +125,6 @@ def test_a_learned_memory_is_written_and_inspected_beside_its_originals(tmp_path
         assert picture.size[1] > picture.size[0] / 2
 
 
-def test_targets_need_the_learned_codec(tmp_path):
-    done = train(tmp_path, "--codec", "raw", "--codec_target_bytes", "16", succeeds=False)
-    assert "go with `--codec learned`" in done.stderr
-
-
 def test_rate_and_distortion_of_all_codecs_are_compared(tmp_path):
     digits_of(range(2), 4).to_parquet(tmp_path / "test.parquet")
     script = [sys.executable, str(EXAMPLES / "benchmarks" / "rate_distortion.py"), "--data_files", "test.parquet"]

@@ -17,6 +17,7 @@ from hf_wakesleep import (
     ContinualTrainer,
     DomainIncrementalStream,
     History,
+    LearnedCodec,
     SemiParametricMemory,
     SleepCallback,
     TaskStream,
@@ -50,10 +51,13 @@ def make_stream(digits):
 
 @pytest.fixture
 def make_trainer(make_model, make_args, make_stream):
-    def build(model=None, stream=None, callbacks=(), **args):
-        model = model or make_model()
+    def build(model=None, stream=None, callbacks=(), given_codec=None, **args):
         return ContinualTrainer(
-            model=model, args=make_args(**args), stream=stream or make_stream(), callbacks=list(callbacks)
+            model=model or make_model(),
+            args=make_args(**args),
+            stream=stream or make_stream(),
+            codec=given_codec,
+            callbacks=list(callbacks),
         )
 
     return build
@@ -458,6 +462,36 @@ def test_a_stage_keeps_its_codec_and_takes_a_new_budget(make_trainer, tmp_path):
     smaller.train()
     assert smaller.memory.num_bytes.total <= 20_000
     assert set(smaller.memory.labels) == set(range(6))
+
+
+def test_the_learned_codec_of_a_new_memory_is_fitted_to_the_first_task_alone(make_trainer, make_model, tmp_path):
+    first = make_trainer(codec="learned")
+    assert first.memory.codec.digest() is None
+    first.train()
+    assert list(first.memory.codec.state_dict()) == ["tone.table"]
+    assert first.memory.num_bytes.codec == 256
+    shutil.rmtree(tmp_path / "out" / "task-02")
+    again = make_trainer(codec="learned")
+    again.train(resume_from_checkpoint=True)
+    assert_same_end(first, again)
+    plain = make_trainer(output_dir="plain", given_codec=LearnedCodec(30))
+    plain.train()
+    assert plain.memory.codec.state_dict() == {}
+    model = WakeSleepForImageClassification.from_pretrained(tmp_path / "plain" / "task-02")
+    stream = ClassIncrementalStream(digits_of([8, 9], 30), num_tasks=1)
+    later = make_trainer(output_dir="later", model=model, stream=stream, codec="learned")
+    later.train()
+    assert later.memory.codec.state_dict() == {}
+
+
+def test_a_codec_is_fitted_to_a_size(make_trainer):
+    sizes = []
+    for target in (30, 20):
+        trainer = make_trainer(codec="learned", codec_target_bytes=target, output_dir=str(target))
+        trainer.train()
+        sizes.append(trainer.memory.num_bytes.codes / len(trainer.memory))
+    assert 20 < sizes[0] <= 31
+    assert 10 < sizes[1] <= 21
 
 
 def test_a_stage_without_memory_is_not_slept_on(make_trainer, tmp_path):

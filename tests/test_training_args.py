@@ -82,6 +82,9 @@ def test_sleep_without_memory_is_refused(tmp_path):
     ("changes", "message"),
     [
         ({"codec": "raw", "codec_quality": 50}, "`codec_quality` is for lossy codecs"),
+        ({"codec": "raw", "codec_target_bytes": 16}, "are for `codec='learned'`, got 'raw'"),
+        ({"codec_fit_steps": 1}, "are for `codec='learned'`, got None"),
+        ({"codec": "learned", "codec_target_bytes": 16, "codec_quality": 9}, "`codec_target_bytes` chooses"),
         (
             {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"},
             "`load_best_model_at_end`",

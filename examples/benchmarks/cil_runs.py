@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, set_seed
 
 import hf_wakesleep
-from hf_wakesleep import ContinualTrainer, ContinualTrainingArguments, LearnedCodec, Task, metrics
+from hf_wakesleep import ContinualTrainer, ContinualTrainingArguments, metrics
 from hf_wakesleep.training_args import parse_bytes
 
 FIXED = {
@@ -137,15 +137,6 @@ def peer_recipe(benchmark: Benchmark, run: Run, num_classes: int) -> Recipe:
     )
 
 
-def fitted_codec(settings: dict, task: Task, processor) -> LearnedCodec | None:
-    """Return the learned codec with its tone fitted to a task, if that is the codec of `wakesleep`."""
-    if settings.get("codec") != "learned":
-        return None
-    names = task.train_dataset.features["label"].names
-    images, _ = read_images(task.train_dataset, processor, {name: index for index, name in enumerate(names)})
-    return LearnedCodec(settings["codec_quality"]).fit(list(images), steps=0)
-
-
 def learn_with_wakesleep(run: Run, benchmark: Benchmark, place: Place) -> Measured:
     """Learn a stream with the library."""
     stream = load_stream(benchmark, place.data_dir, run.seed, run.train_images)
@@ -159,9 +150,7 @@ def learn_with_wakesleep(run: Run, benchmark: Benchmark, place: Place) -> Measur
         disable_tqdm=not place.shows_progress,
         **run.hyper_parameters,
     )
-    processor = make_processor(model.config)
-    codec = fitted_codec(run.hyper_parameters, stream[0], processor)
-    trainer = ContinualTrainer(model=model, args=args, stream=stream, codec=codec, processing_class=processor)
+    trainer = ContinualTrainer(model=model, args=args, stream=stream, processing_class=make_processor(model.config))
     if not place.shows_progress:
         trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=True)
