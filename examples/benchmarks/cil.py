@@ -1,13 +1,14 @@
-r"""Class-incremental learning: `wakesleep` against published methods on one stream, with equal bytes and images.
+r"""Continual learning: `wakesleep` against published methods on one stream, with equal bytes and images.
 
     python examples/benchmarks/cil.py --benchmark D
     python examples/benchmarks/cil.py --benchmark P --methods wakesleep replay slda joint --seeds 1993 1994 1995 \
         --budgets 2MB --data_dir DATA --backbone PATH_OR_HUB_NAME --bf16 --output_dir out/cil-P
 
 Benchmark D tests the harness on scikit-learn's digits, which needs no data; P starts from a pretrained ViT; S, F1 and
-F2 start from scratch. All methods learn the same tasks in the same order with the same model, and those that train see
-the same number of images: `--images_per_task`, by default what `wakesleep` sees. Everything that is kept of the stream
-counts as memory. Each run becomes one file in `runs`, and is not run again; table and plots are of all files there.
+F2 start from scratch, and so does R, whose tasks are domains: the same classes, turned. All methods learn the same
+tasks in the same order with the same model; those that train see the same number of images: `--images_per_task`, by
+default what `wakesleep` sees. Everything that is kept of the stream counts as memory. Each run becomes one file in
+`runs`, and is not run again; table and plots are of all files there.
 
 `--set name=value` overrides a training argument of `wakesleep`, under a `--name` of its own:
 
@@ -52,8 +53,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--benchmark", choices=sorted(BENCHMARKS), default="D")
-    add("--methods", nargs="+", choices=METHODS, default=METHODS)
-    add("--seeds", nargs="+", type=int, default=[1993], help="seeds of class order, weights and batches")
+    add("--methods", nargs="+", choices=METHODS, help="by default all that can learn the benchmark's tasks")
+    add("--seeds", nargs="+", type=int, default=[1993], help="seeds of the order of classes, of weights and batches")
     add("--budgets", nargs="+", help="bytes of memory, such as 2MB; by default the benchmark's")
     add("--data_dir", type=Path, help="folder with a folder of train.parquet and test.parquet for every data set")
     add("--backbone", help="pretrained ViT, on the Hub or in a folder, for benchmark P")
@@ -70,6 +71,10 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.set and not args.name:
         parser.error("--set makes another method of wakesleep: give it a --name")
+    cannot = [name for name in PEERS if BENCHMARKS[args.benchmark].is_turned and PEERS[name].needs_new_classes]
+    args.methods = args.methods or [name for name in METHODS if name not in cannot]
+    if refused := sorted(set(args.methods) & set(cannot)):
+        parser.error(f"{', '.join(refused)} cannot learn tasks without new classes: leave them out of --methods")
     return args
 
 

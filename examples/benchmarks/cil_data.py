@@ -5,13 +5,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from cil_benchmarks import Benchmark
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, concatenate_datasets, load_dataset
 from timm.layers import set_fused_attn
 from transformers import ViTConfig, ViTImageProcessor, set_seed
 from transformers.image_utils import PILImageResampling
 
-from hf_wakesleep import ClassIncrementalStream, TaskStream, WakeSleepConfig, WakeSleepForImageClassification
+from hf_wakesleep import (
+    ClassIncrementalStream,
+    DomainIncrementalStream,
+    TaskStream,
+    WakeSleepConfig,
+    WakeSleepForImageClassification,
+)
 from hf_wakesleep.codecs import make_codec
+
+ANGLES = (0, 90, 180, 270)  # degrees
 
 
 def load_digits() -> Dataset:
@@ -24,13 +32,25 @@ def load_digits() -> Dataset:
     return Dataset.from_dict({"image": list(images), "label": digits.target}, features=features)
 
 
+def turn_parts(dataset: Dataset) -> list[Dataset]:
+    """Return a part of a dataset for every angle, with its images turned and a column that says so."""
+
+    def turn(batch, angle):
+        return {"image": [image.rotate(angle) for image in batch["image"]], "domain": [angle] * len(batch["image"])}
+
+    return [
+        dataset.shard(len(ANGLES), index, contiguous=False).map(turn, batched=True, fn_kwargs={"angle": angle})
+        for index, angle in enumerate(ANGLES)
+    ]
+
+
 def load_stream(benchmark: Benchmark, data_dir: Path | None, seed: int, train_images: int | None) -> TaskStream:
-    """Return the tasks of a benchmark, in the class order of a seed.
+    """Return the tasks of a benchmark, in the order of a seed.
 
     Args:
         benchmark ([`Benchmark`]): Which.
         data_dir (`Path`, *optional*): Holds the folder of the benchmark.
-        seed (`int`): Seed of the class order.
+        seed (`int`): Seed of the order of classes or domains.
         train_images (`int`, *optional*): Most training images of a class; all if missing.
     """
     if benchmark.folder is None:
@@ -44,6 +64,9 @@ def load_stream(benchmark: Benchmark, data_dir: Path | None, seed: int, train_im
             labels = np.asarray(data["train"]["label"])
             rows = [np.flatnonzero(labels == label)[:train_images] for label in np.unique(labels)]
             data = DatasetDict(train=data["train"].select(np.concatenate(rows)), test=data["test"])
+    if benchmark.is_turned:
+        turned = {split: concatenate_datasets(turn_parts(part)) for split, part in data.items()}
+        return DomainIncrementalStream(DatasetDict(turned), seed=seed)
     return ClassIncrementalStream(data, num_tasks=benchmark.num_tasks, seed=seed)
 
 

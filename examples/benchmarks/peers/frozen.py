@@ -17,6 +17,7 @@ class FrozenLearner(Finetune):
     Without a pretrained backbone the first task is always fine-tuned on: there would be no features otherwise.
     """
 
+    needs_new_classes = True
     tunes_first = False
 
     def __init__(self, *args, **kwargs):

@@ -39,6 +39,7 @@ class ICaRL(Learner):
     """
 
     uses_budget = True
+    needs_new_classes = True
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

@@ -87,6 +87,7 @@ class Learner(ABC):
 
     constants: ClassVar[dict] = {}  # published hyper-parameters
     uses_budget: ClassVar[bool] = False
+    needs_new_classes: ClassVar[bool] = False  # in every task
 
     def __init__(self, model: WakeSleepForImageClassification, recipe: Recipe, shows_progress: bool = False):
         self.model, self.recipe, self.shows_progress = model, recipe, shows_progress

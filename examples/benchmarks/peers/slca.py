@@ -22,6 +22,7 @@ class SLCA(Learner):
     Samples are features, so they do not count as images seen.
     """
 
+    needs_new_classes = True
     constants = {
         "slow_ratio": 0.01,
         "samples_per_class": 256,
