@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import digits_of
 from test_examples import EXAMPLES, run
 from torch.nn import functional as F
 
@@ -18,7 +19,9 @@ frozen, icarl, learner, rehearsal, slca, smc, store = (
     for name in ("frozen", "icarl", "learner", "rehearsal", "slca", "smc", "store")
 )
 PEERS = importlib.import_module("peers").PEERS
-cil, cil_runs = importlib.import_module("cil"), importlib.import_module("cil_runs")
+cil, cil_benchmarks, cil_data, cil_runs = map(
+    importlib.import_module, ("cil", "cil_benchmarks", "cil_data", "cil_runs")
+)
 
 RECIPE = learner.Recipe(
     learning_rate=3e-3,
@@ -274,3 +277,21 @@ def test_a_grid_is_run_once_and_reported(tmp_path, monkeypatch, capsys):
     changed = cil_runs.Run(**{**record["run"], "images_per_task": 32})
     with pytest.raises(ValueError, match="holds another run: .'images_per_task'. differ"):
         cil.perform(changed, None, tmp_path / "out" / "runs")
+
+
+def test_the_domains_of_a_benchmark_are_its_images_turned(tmp_path):
+    folder = tmp_path / "fashion_mnist"
+    folder.mkdir()
+    data = digits_of(range(3), 8)  # two images of a class for each of four angles
+    for split in ("train", "test"):
+        data.to_parquet(folder / f"{split}.parquet")
+    stream = cil_data.load_stream(cil_benchmarks.BENCHMARKS["R"], tmp_path, seed=None, train_images=None)
+    assert [task.name for task in stream] == ["0", "90", "180", "270"]
+    assert [len(task.new_classes) for task in stream] == [3, 0, 0, 0]
+    before, after = (np.asarray(dataset[0]["image"]) for dataset in (data.shard(4, 1, False), stream[1].eval_dataset))
+    assert np.array_equal(after, np.rot90(before))
+
+
+def test_peers_that_need_new_classes_learn_no_domains(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "cil.py"), "--benchmark", "R", "--methods", "icarl", "replay"]
+    assert "icarl cannot learn tasks without new classes" in run(command, tmp_path, succeeds=False).stderr
