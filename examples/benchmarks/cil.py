@@ -26,6 +26,7 @@ import torch
 from cil_benchmarks import BENCHMARKS
 from cil_report import write_report
 from cil_runs import (
+    UNLIMITED,
     Place,
     Run,
     learn_with_peer,
@@ -61,6 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--output_dir", type=Path, help="by default out/cil-BENCHMARK")
     add("--images_per_task", type=int, help="training images of every peer; by default what wakesleep sees")
     add("--train_images", type=int, help="most training images of a class, for a run that takes minutes")
+    add("--joint_epochs", type=float, help="epochs of joint and cumulative training; by default the benchmark's")
     add("--lr_scales", nargs="+", type=float, default=[1.0], help="factors of all learning rates of all methods")
     add("--codec", help="codec and quality, such as learned:45: peers learn from what it makes of the images")
     add("--bf16", action="store_true", help="bfloat16 autocast, for all methods")
@@ -81,19 +83,22 @@ def parse_arguments() -> argparse.Namespace:
 def plan(args: argparse.Namespace) -> list[Run]:
     """Return the runs of the grid."""
     benchmark = BENCHMARKS[args.benchmark]
+    epochs = args.joint_epochs or benchmark.joint_epochs
+    epochs_suffix = "" if args.joint_epochs is None else f"-{epochs:g}-epochs"
     codec_suffix = "" if args.codec is None else "-" + args.codec.replace(":", "-")
     runs = []
     for seed in args.seeds:
         for scale in args.lr_scales:
             for method in args.methods:
                 is_ours = method == "wakesleep"
+                suffix = codec_suffix + (epochs_suffix if method in UNLIMITED else "")
                 uses_budget = is_ours or PEERS[method].uses_budget
                 settings = wakesleep_settings(benchmark, dict(args.set), scale)
                 runs += [
                     Run(
                         benchmark=args.benchmark,
                         method=method,
-                        label=args.name or method if is_ours else f"{method}{codec_suffix}",
+                        label=args.name or method if is_ours else f"{method}{suffix}",
                         seed=seed,
                         budget=budget,
                         lr_scale=scale,
@@ -101,7 +106,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
                         images_per_task=None if is_ours else args.images_per_task,
                         train_images=args.train_images,
                         codec=None if is_ours else args.codec,
-                        hyper_parameters=settings if is_ours else peer_settings(benchmark, method),
+                        hyper_parameters=settings if is_ours else peer_settings(benchmark, method, epochs),
                     )
                     for budget in ((args.budgets or [benchmark.budget]) if uses_budget else [None])
                 ]

@@ -30,7 +30,7 @@ FIXED = {
     "per_device_eval_batch_size": 256,
 }
 
-UNLIMITED = ("cumulative", "joint")  # peers that see every image of all tasks so far for `joint_epochs`
+UNLIMITED = ("cumulative", "joint")  # peers that see every image of all tasks so far for some epochs
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,10 @@ def wakesleep_settings(benchmark: Benchmark, run_settings: dict, lr_scale: float
     return settings
 
 
-def peer_settings(benchmark: Benchmark, method: str) -> dict:
-    """Return what a peer is trained with before rates are scaled."""
+def peer_settings(benchmark: Benchmark, method: str, epochs: float) -> dict:
+    """Return what a peer is trained with before rates are scaled; `epochs` only where it is not limited by images."""
     settings = {**benchmark.recipe, **PEERS[method].constants}
-    return {**settings, "epochs": benchmark.joint_epochs} if method in UNLIMITED else settings
+    return {**settings, "epochs": epochs} if method in UNLIMITED else settings
 
 
 def images_of(settings: dict, num_images: int) -> int:
@@ -188,7 +188,7 @@ def learn_with_peer(run: Run, benchmark: Benchmark, place: Place) -> Measured:
         num_images = run.images_per_task or images_of(settings, len(images))
         images_so_far += len(images)
         if run.method in UNLIMITED:
-            num_images = round(benchmark.joint_epochs * images_so_far)
+            num_images = round(run.hyper_parameters["epochs"] * images_so_far)
         start, before = time.perf_counter(), learner.images_seen
         learner.learn(images, labels, num_images)
         measured.seconds_per_task.append(time.perf_counter() - start)
