@@ -132,9 +132,8 @@ BENCHMARKS = {
             "augmentation": "crop-flip",
             "codec": "learned",
             "codec_quality": 50,
-            "sleep_steps": 1600,
-            "sleep_batch_size": 16,
-            "sleep_learning_rate": 3.5e-4,
+            "sleep_steps": 800,
+            "sleep_learning_rate": 5e-4,
         },
     ),
     "F1": Benchmark(
