@@ -22,6 +22,7 @@ from .synapses import SYNAPSES_NAME, Synapses
 CODES_NAME, CODEC_NAME, MEMORY_NAME = "codes.parquet", "codec.safetensors", "memory.json"
 SEALED = (CODES_NAME, CODEC_NAME, SYNAPSES_NAME)  # their digests stand in memory.json
 KEYS = {"codec", "settings", "budget", "statistics_bytes", "sha256"}  # of memory.json
+PLAIN_ENCODINGS = {"PLAIN", "DELTA_LENGTH_BYTE_ARRAY", "RLE"}  # of codes: every byte of a code stands in the file
 CODE_BYTES = 4  # that every code has, of whatever codec
 LABEL_BYTES = 12  # per class: its entry, and that of a task, in the dictionaries of the file
 FILE_BYTES = 1024  # what a parquet file with rows holds beyond one without, and memory.json
@@ -153,18 +154,19 @@ def _read_parquet(path: Path) -> tuple[CodeTable, list[str]]:
     for group in range(metadata.num_row_groups):
         for column in range(metadata.num_columns):
             chunk = metadata.row_group(group).column(column)
-            is_dictionary = any("DICTIONARY" in encoding for encoding in chunk.encodings)
-            if chunk.compression != "UNCOMPRESSED" or (chunk.path_in_schema == "code" and is_dictionary):
+            is_packed = chunk.path_in_schema == "code" and not PLAIN_ENCODINGS.issuperset(chunk.encodings)
+            if chunk.compression != "UNCOMPRESSED" or is_packed:
                 raise ValueError(f"plain columns expected, but {chunk.path_in_schema!r} is compressed")
     if metadata.num_rows * CODE_BYTES > path.stat().st_size:
         raise ValueError(f"{metadata.num_rows:,} codes do not fit into {path.stat().st_size:,} bytes")
-    table = pq.read_table(path, memory_map=True)
-    if table.num_rows != metadata.num_rows or any(column.null_count for column in table.columns):
-        raise ValueError("a code, label and task in every row expected, but some are missing")
-    classes = Features.from_arrow_schema(table.schema)["label"].names
-    if not table.schema.equals(schema_of(classes)):
-        raise ValueError(f"columns {schema_of(classes).names} of the types of a memory expected, got {table.schema}")
+    schema = pq.read_schema(path)
+    classes = Features.from_arrow_schema(schema)["label"].names
+    if not schema.equals(schema_of(classes)):
+        raise ValueError(f"columns {schema_of(classes).names} of the types of a memory expected, got {schema}")
     check_class_names(classes)
     if len(set(classes)) < len(classes):
         raise ValueError("a class comes twice")
+    table = pq.read_table(path, memory_map=True)
+    if table.num_rows != metadata.num_rows or any(column.null_count for column in table.columns):
+        raise ValueError("a code, label and task in every row expected, but some are missing")
     return CodeTable.from_arrow(table), list(classes)

@@ -252,6 +252,7 @@ FORGERIES: list[tuple[str, Callable[[Path], None]]] = [
     ("an image for a code", _features(lambda features: features["code"].update(_type="Image"))),
     ("compressed codes", _table(lambda table: table, compression="zstd")),
     ("codes in a dictionary", _table(lambda table: table, use_dictionary=True)),
+    ("codes that share beginnings", _table(lambda table: table, column_encoding={"code": "DELTA_BYTE_ARRAY"})),
     ("a code of no bytes", _first_code(lambda code: b"")),
     ("a code of noise", _first_code(lambda code: b"noise" * 20)),
     ("a code that is cut", _first_code(lambda code: code[:40])),
