@@ -57,7 +57,8 @@ class Replay:
         groups = parameter_groups(
             trained, args.sleep_learning_rate, args.weight_decay, args.backbone_learning_rate_ratio
         )
-        optimizer = torch.optim.AdamW(groups, fused=True)
+        betas = (args.adam_beta1, args.adam_beta2)
+        optimizer = torch.optim.AdamW(groups, betas=betas, eps=args.adam_epsilon, fused=True)
         self.frozen.attach(optimizer)
         self.model, self.optimizer = accelerator.prepare(trained, optimizer)
         self.scheduler = get_scheduler(

@@ -199,7 +199,7 @@ class TaskTrainer(ClassifierTrainer):
                 self.model,
                 self.memory,
                 self.reader,
-                self.args,
+                self._sleep_args(),
                 teacher=self._teacher,
                 before=self._before,
                 place=(self.task_number,),
@@ -211,6 +211,13 @@ class TaskTrainer(ClassifierTrainer):
             )
             self.log({f"sleep_{name}": value for name, value in self._sleep_report.scalars().items()})
         self._stopwatch.enter("awake")
+
+    def _sleep_args(self) -> ContinualTrainingArguments:
+        """Return the arguments of the sleep at hand, with as many steps as `sleep_growth` says."""
+        args, records = copy.copy(self.args), self.history.records
+        first = records[0].classes if records else self.tasks[0].classes
+        args.sleep_steps = round(args.sleep_steps * (len(self.model.config.classes) / len(first)) ** args.sleep_growth)
+        return args
 
     def nap(self) -> None:
         """Take `nap_steps` steps of sleep inside wake, whose optimizer goes on as if nothing had happened."""
@@ -250,18 +257,20 @@ class TaskTrainer(ClassifierTrainer):
 
     def _end_sleep_step(self, replay: Replay) -> None:
         """Save a checkpoint when it is time, and stop with one if a signal has asked to."""
-        args = self.args
+        args = replay.args
         if self.guard.signal or is_due(args.save_strategy, args.save_steps, replay.step, args.sleep_steps):
             self.save_sleep_checkpoint(replay)
         self.guard.exit()
 
     def _settle_recall(self) -> None:
         """Settle how far recall can be trusted after a task without sleep."""
-        if self.memory is not None and self.args.wake_plasticity_of(self.task_number) != "head":
+        naps = self.args.sleep_every_n_steps > 0 and self.args.sleep_plasticity != "head"
+        is_moved = naps or self.args.wake_plasticity_of(self.task_number) != "head"
+        if self.memory is not None and is_moved:
             update_recall(self.model, self.memory, self.reader, self.args, self.task_number, self._before)
         elif self.args.recall_weight is not None:
             self.model.config.recall_weight = self.args.recall_weight
-        elif self.args.wake_plasticity_of(self.task_number) != "head":
+        elif is_moved:
             self.model.config.recall_weight = 0.0  # statistics of features that are gone
 
     def _finish(self, record: TaskRecord) -> None:

@@ -172,9 +172,10 @@ def test_a_run_that_was_stopped_ends_with_the_same_numbers(make_trainer, tmp_pat
 
 @pytest.mark.parametrize("save_strategy", ["no", "steps"])
 def test_a_run_that_was_stopped_asleep_ends_with_the_same_numbers(make_trainer, monkeypatch, save_strategy):
-    settings = {"num_train_epochs": 2, "save_strategy": save_strategy, "save_steps": 3}
+    settings = {"num_train_epochs": 2, "sleep_growth": 1.0, "save_strategy": save_strategy, "save_steps": 3}
     whole = make_trainer(output_dir="whole", **settings)
     whole.train()
+    assert [record.sleep["steps"] for record in whole.history.records] == [5, 10]
     stopped = make_trainer(output_dir="stopped", **settings)
     nights = iter([sleep.update_recall, _stop])
 
@@ -602,3 +603,20 @@ def test_naps_inside_wake_are_counted_change_the_end_and_survive_a_stop(make_tra
     resumed = make_trainer(output_dir="stopped", **settings)
     resumed.train(resume_from_checkpoint=True)
     assert_same_end(whole, resumed)
+
+
+def test_naps_alone_bring_recall_to_the_backbone_that_they_trained(make_trainer):
+    trainer = make_trainer(
+        sleep_every_n_steps=2, nap_steps=5, sleep_steps=0, wake_plasticity="head", recall_update="recompute",
+        memory_budget="1MB", codec="raw",
+    )  # fmt: skip
+    trainer.train()
+    recall = trainer.model.head.recall
+    images, labels = trainer.memory.read(range(len(trainer.memory)))
+    trainer.model.eval()
+    with torch.no_grad():
+        features = trainer.model.extract_features(trainer.reader.normalise(images)).double()
+    for label in range(4):
+        torch.testing.assert_close(
+            recall.means[label].double(), features[labels == label].mean(dim=0), rtol=1e-3, atol=1e-3
+        )
