@@ -115,9 +115,11 @@ def peer_settings(benchmark: Benchmark, method: str, epochs: float) -> dict:
     return {**settings, "epochs": epochs} if method in UNLIMITED else settings
 
 
-def images_of(settings: dict, num_images: int) -> int:
-    """Return the images that `wakesleep` sees in a task of `num_images`, awake and asleep."""
-    return round(settings["num_train_epochs"] * num_images) + settings["sleep_steps"] * settings["sleep_batch_size"]
+def images_of(settings: dict, num_images: int, num_tasks: int) -> int:
+    """Return the images that `wakesleep` sees in a task of `num_images`, awake and asleep: the mean if sleeps grow."""
+    growth = settings.get("sleep_growth", 0)
+    steps = sum(round(settings["sleep_steps"] * number**growth) for number in range(1, num_tasks + 1)) / num_tasks
+    return round(settings["num_train_epochs"] * num_images + steps * settings["sleep_batch_size"])
 
 
 def peer_recipe(benchmark: Benchmark, run: Run, num_classes: int) -> Recipe:
@@ -185,7 +187,7 @@ def learn_with_peer(run: Run, benchmark: Benchmark, place: Place) -> Measured:
         if run.codec is not None:
             images = through_codec(images, run.codec)
         tests.append(read_images(task.eval_dataset, processor, model.config.label2id))
-        num_images = run.images_per_task or images_of(settings, len(images))
+        num_images = run.images_per_task or images_of(settings, len(images), benchmark.num_tasks)
         images_so_far += len(images)
         if run.method in UNLIMITED:
             num_images = round(run.hyper_parameters["epochs"] * images_so_far)
