@@ -41,8 +41,7 @@ def importance(
     twin = copy.deepcopy(model).requires_grad_(True).eval()
     parameters = dict(twin.named_parameters())
     sums = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters.values()]
-    generator = np.random.default_rng((args.seed, task, args.sleep_steps))  # as for the step after the last
-    positions = memory.balanced().positions(args.importance_images, generator)
+    positions = memory.balanced().positions(args.importance_images, (args.seed, task))
     bar = tqdm(positions, desc="sleep: importance", disable=not args.shows_progress, leave=False)
     for _, (image, label) in zip(bar, _examples(memory, reader, positions, args), strict=True):
         logits = twin.head.classifier(twin.extract_features(image.to(model.device))).float()  # (1, C)

@@ -135,7 +135,8 @@ class Replay:
         args, accelerator, step = self.args, self.accelerator, self.step
         place = (args.seed, *self.place, step)
         torch.manual_seed(seeded_generator(*place, accelerator.process_index).initial_seed())
-        indices = self._replayed.positions(args.sleep_batch_size, np.random.default_rng(place))
+        size = args.sleep_batch_size
+        indices = self._replayed.positions(size, (args.seed, *self.place), step * size)
         pixel_values, labels = _batch(self.memory, indices, self.reader, args, place, accelerator)
         dreams = is_rem(step, args.sleep_steps, args.sleep_cycles, args.rem_share)
         targets, teacher = labels, self.teacher

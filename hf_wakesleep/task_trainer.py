@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 from peft import LoraConfig
 from transformers import set_seed
@@ -363,7 +362,7 @@ class TaskTrainer(ClassifierTrainer):
         self._micro_step = (self.state.global_step, repetition)
         place = (self.args.seed, self.task_number, *self._micro_step, self.args.process_index)
         if self.args.wake_replay:
-            inputs = add_memories(inputs, self.memory, self.reader, self.task_number, np.random.default_rng(place))
+            inputs = add_memories(inputs, self.memory, self.reader, self.task_number, place)
         pixel_values = augment(
             inputs["pixel_values"], self.args.augmentation, self.args.crop_scale, seeded_generator(*place)
         )

@@ -150,7 +150,7 @@ def add_memories(
     memory: SemiParametricMemory,
     reader: ImageReader,
     task: int,
-    generator: np.random.Generator,
+    seed: tuple[int, ...],
 ) -> dict[str, torch.Tensor]:
     """Return a batch twice as large, the second half memories of earlier tasks; the batch itself where there are none.
 
@@ -159,12 +159,12 @@ def add_memories(
         memory ([`SemiParametricMemory`]): Read, never written.
         reader ([`ImageReader`]): Turns decoded images into the model's input.
         task (`int`): Number of the task at hand, from 0; its own memories are left out.
-        generator (`numpy.random.Generator`): Chooses the memories.
+        seed (`tuple[int, ...]`): Chooses the memories.
     """
     earlier = np.flatnonzero(memory.tasks != task)
     if len(earlier) == 0:
         return inputs
-    images, labels = memory.read(memory.balanced(earlier).positions(len(inputs["labels"]), generator))
+    images, labels = memory.read(memory.balanced(earlier).positions(len(inputs["labels"]), seed))
     device = inputs["labels"].device
     return {
         "pixel_values": torch.cat([inputs["pixel_values"], reader.normalise(images).to(device)]),
