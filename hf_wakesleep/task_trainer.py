@@ -198,7 +198,7 @@ class TaskTrainer(ClassifierTrainer):
                 self.model,
                 self.memory,
                 self.reader,
-                self._sleep_args(),
+                self.args,
                 teacher=self._teacher,
                 before=self._before,
                 place=(self.task_number,),
@@ -210,13 +210,6 @@ class TaskTrainer(ClassifierTrainer):
             )
             self.log({f"sleep_{name}": value for name, value in self._sleep_report.scalars().items()})
         self._stopwatch.enter("awake")
-
-    def _sleep_args(self) -> ContinualTrainingArguments:
-        """Return the arguments of the sleep at hand, with as many steps as `sleep_growth` says."""
-        args, records = copy.copy(self.args), self.history.records
-        first = records[0].classes if records else self.tasks[0].classes
-        args.sleep_steps = round(args.sleep_steps * (len(self.model.config.classes) / len(first)) ** args.sleep_growth)
-        return args
 
     def nap(self) -> None:
         """Take `nap_steps` steps of sleep inside wake, whose optimizer goes on as if nothing had happened."""
@@ -256,7 +249,7 @@ class TaskTrainer(ClassifierTrainer):
 
     def _end_sleep_step(self, replay: Replay) -> None:
         """Save a checkpoint when it is time, and stop with one if a signal has asked to."""
-        args = replay.args
+        args = self.args
         if self.guard.signal or is_due(args.save_strategy, args.save_steps, replay.step, args.sleep_steps):
             self.save_sleep_checkpoint(replay)
         self.guard.exit()

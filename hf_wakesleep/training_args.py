@@ -45,7 +45,6 @@ NUMBERS = {
     "held_out_share": (lambda value: 0 <= value < 1, "in [0, 1)"),
     "rem_share": (lambda value: 0 <= value <= 1, "in [0, 1]"),
     "sleep_average": (lambda value: 0 <= value < 1, "in [0, 1)"),
-    "sleep_growth": (lambda value: 0 <= value <= 1, "in [0, 1]"),
     "crop_scale": (lambda value: 0 < value <= 1, "in (0, 1]"),
     "freeze_fraction": (lambda value: 0 <= value < 1, "in [0, 1)"),
 }
@@ -129,15 +128,7 @@ class ContinualTrainingArguments(TrainingArguments):
     )
     sleep_steps: int = field(
         default=200,
-        metadata={"help": "Optimizer steps of the sleep after each task. 0 for no sleep."},
-    )
-    sleep_growth: float = field(
-        default=0.0,
-        metadata={
-            "help": "How sleeps grow with the classes: their steps are `sleep_steps` times (classes so far / classes "
-            "of the first task) to this power. 0 for the same cost after every task, 1 for steps in proportion to the "
-            "classes."
-        },
+        metadata={"help": "Optimizer steps of the sleep after each task, whatever their number. 0 for no sleep."},
     )
     sleep_batch_size: int = field(
         default=64, metadata={"help": "Memories in a batch of sleep, over all processes, balanced over classes."}

@@ -48,7 +48,6 @@ def test_every_field_has_help(field):
     ("name", "value"),
     [
         ("sleep_steps", -1),
-        ("sleep_growth", 1.1),
         ("sleep_batch_size", 0),
         ("lora_rank", 0),
         ("sleep_learning_rate", 0.0),

@@ -116,10 +116,10 @@ def peer_settings(benchmark: Benchmark, method: str, epochs: float) -> dict:
 
 
 def images_of(settings: dict, num_images: int, num_tasks: int) -> int:
-    """Return the images that `wakesleep` sees in a task of `num_images`, awake and asleep: the mean if sleeps grow."""
-    growth = settings.get("sleep_growth", 0)
-    steps = sum(round(settings["sleep_steps"] * number**growth) for number in range(1, num_tasks + 1)) / num_tasks
-    return round(settings["num_train_epochs"] * num_images + steps * settings["sleep_batch_size"])
+    """Return the images that `wakesleep` sees in a task of `num_images`, awake and asleep, on average over tasks."""
+    replays = settings.get("wake_replay", False) * (num_tasks - 1) / num_tasks  # the first task has nothing to replay
+    awake = settings["num_train_epochs"] * num_images * (1 + replays)
+    return round(awake + settings["sleep_steps"] * settings["sleep_batch_size"])
 
 
 def peer_recipe(benchmark: Benchmark, run: Run, num_classes: int) -> Recipe:
