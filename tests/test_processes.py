@@ -147,7 +147,7 @@ def test_two_processes_learn_what_one_learns_with_the_same_total_batch(tmp_path)
     for name, value in weights[0].items():
         if "recall" not in name:
             torch.testing.assert_close(value, weights[1][name], rtol=0, atol=1e-4, msg=name)
-    assert pooled(two) == pytest.approx(pooled(one), abs=0.01)
+    assert pooled(two) == pytest.approx(pooled(one), abs=1 / 64)  # one image, on a boundary within that rounding
     assert two["memory"] == one["memory"]
 
 
@@ -162,7 +162,7 @@ def test_shards_learn_what_whole_models_learn_and_can_be_stopped(tmp_path):
     for name, value in weights[0].items():
         if "recall" not in name:
             torch.testing.assert_close(value, weights[1][name], rtol=0, atol=1e-4, msg=name)
-    assert pooled(shards[0]) == pytest.approx(pooled(whole), abs=0.01)
+    assert pooled(shards[0]) == pytest.approx(pooled(whole), abs=1 / 64)  # one image, as above
     done = launch(tmp_path / "stopped", 2, "even", "shard", "stop", **settings)
     assert "Stopped by signal 15" in done.stderr
     assert run(tmp_path / "stopped", 2, "even", "shard", **settings) == shards
