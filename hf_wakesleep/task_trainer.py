@@ -34,7 +34,7 @@ from .stopwatch import Stopwatch
 from .synapses import FrozenEntries, count_entries, make_room
 from .tasks import Task
 from .training_args import ContinualTrainingArguments
-from .wake import WakePass, add_memories
+from .wake import WakePass, WakeReplay
 from .written import Written
 
 
@@ -68,7 +68,8 @@ class TaskTrainer(ClassifierTrainer):
         self._teacher: WakeSleepForImageClassification | None = None
         self._sleep_state: dict | None = None
         self._before: torch.Tensor | None = None
-        self._micro_step = (0, 0)
+        self._wake_replay: WakeReplay | None = None
+        self._micro_step = (-1, 0)
         self._stopwatch = Stopwatch()
         self._is_inside_task = False
         self._frozen = FrozenEntries(model, None)
@@ -100,6 +101,8 @@ class TaskTrainer(ClassifierTrainer):
         )
         self._stopwatch = Stopwatch()
         self._write(number, record)
+        if self.args.wake_replay:
+            self._wake_replay = WakeReplay(self.memory, self.reader, number, self.args.seed)
         if self.args.head_init == "recall":
             first = len(self.model.config.classes) - len(record.new_classes)
             self.model.head.start_from_recall(first, self.args.label_smoothing_factor)
@@ -123,8 +126,8 @@ class TaskTrainer(ClassifierTrainer):
         record.wake_seconds = seconds["awake"]
         record.sleep_seconds = seconds["napping"] + (report.seconds if report else 0.0)
         record.sleep_images = self._num_replayed()
-        replayed = self.args.wake_replay and bool((self.memory.tasks != number).any())
-        record.wake_images = round(self.state.epoch * len(task.train_dataset)) * (1 + replayed)
+        replays = self._wake_replay is not None and not self._wake_replay.is_empty
+        record.wake_images = round(self.state.epoch * len(task.train_dataset)) * (1 + replays)
         self._finish(record)
         return output
 
@@ -165,7 +168,7 @@ class TaskTrainer(ClassifierTrainer):
         self.optimizer = self.lr_scheduler = None
         self.accelerator.free_memory()
         self._unwrap()
-        self.task_number, self._sleep_report, self._micro_step = number, None, (0, 0)
+        self.task_number, self._sleep_report, self._micro_step = number, None, (-1, 0)
         self._sleep_state = None
         self._is_inside_task = True
         self._teacher = snapshot(self.model) if self._distils else None
@@ -350,12 +353,15 @@ class TaskTrainer(ClassifierTrainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """Augment the batch, and add memories to it if `wake_replay` says so, before the usual step."""
-        step, repetition = self._micro_step
-        repetition = repetition + 1 if step == self.state.global_step else 0
-        self._micro_step = (self.state.global_step, repetition)
-        place = (self.args.seed, self.task_number, *self._micro_step, self.args.process_index)
-        if self.args.wake_replay:
-            inputs = add_memories(inputs, self.memory, self.reader, self.task_number, place)
+        step, repetition = self.state.global_step, 0
+        if self._micro_step[0] == step:
+            repetition = self._micro_step[1] + 1
+        self._micro_step = (step, repetition)
+        place = (self.args.seed, self.task_number, step, repetition, self.args.process_index)
+        if self._wake_replay is not None:
+            number = step * self.args.gradient_accumulation_steps + repetition
+            batch = number * self.args.world_size + self.args.process_index
+            inputs = self._wake_replay.join(inputs, batch * self.args.train_batch_size)
         pixel_values = augment(
             inputs["pixel_values"], self.args.augmentation, self.args.crop_scale, seeded_generator(*place)
         )

@@ -14,6 +14,7 @@ from .herding import herding_ranks
 from .images import ImageReader, TaskImages
 from .labels import label_array
 from .learned_codec import LearnedCodec
+from .lora import WAKE
 from .memory import SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .synapses import count_entries, make_room
@@ -145,31 +146,40 @@ class WakePass:
         self.model.train(was_training)
 
 
-def add_memories(
-    inputs: dict[str, torch.Tensor],
-    memory: SemiParametricMemory,
-    reader: ImageReader,
-    task: int,
-    seed: tuple[int, ...],
-) -> dict[str, torch.Tensor]:
-    """Return a batch twice as large, the second half memories of earlier tasks; the batch itself where there are none.
+class WakeReplay:
+    """Memories of earlier tasks for the batches of wake, in one balanced sequence over all steps and processes.
 
     Args:
-        inputs (`dict`): `pixel_values` (B, 3, H, W) and `labels` (B,).
-        memory ([`SemiParametricMemory`]): Read, never written.
+        memory ([`SemiParametricMemory`]): Read, never written; holds the task at hand already.
         reader ([`ImageReader`]): Turns decoded images into the model's input.
         task (`int`): Number of the task at hand, from 0; its own memories are left out.
-        seed (`tuple[int, ...]`): Chooses the memories.
+        seed (`int`): Chooses the memories, with the task.
+
+    Attributes:
+        is_empty (`bool`): Whether there are no earlier memories.
     """
-    earlier = np.flatnonzero(memory.tasks != task)
-    if len(earlier) == 0:
-        return inputs
-    images, labels = memory.read(memory.balanced(earlier).positions(len(inputs["labels"]), seed))
-    device = inputs["labels"].device
-    return {
-        "pixel_values": torch.cat([inputs["pixel_values"], reader.normalise(images).to(device)]),
-        "labels": torch.cat([inputs["labels"], labels.to(device)]),
-    }
+
+    def __init__(self, memory: SemiParametricMemory, reader: ImageReader, task: int, seed: int):
+        earlier = np.flatnonzero(memory.tasks != task)
+        self.is_empty = len(earlier) == 0
+        self._memory, self._reader, self._seed = memory, reader, (seed, task, WAKE)
+        self._draw = memory.balanced(earlier)
+
+    def join(self, inputs: dict[str, torch.Tensor], start: int) -> dict[str, torch.Tensor]:
+        """Return a batch twice as large, the second half memories; the batch itself if there are none.
+
+        Args:
+            inputs (`dict`): `pixel_values` (B, 3, H, W) and `labels` (B,).
+            start (`int`): Number of the first of its memories in the sequence.
+        """
+        if self.is_empty:
+            return inputs
+        images, labels = self._memory.read(self._draw.positions(len(inputs["labels"]), self._seed, start))
+        device = inputs["labels"].device
+        return {
+            "pixel_values": torch.cat([inputs["pixel_values"], self._reader.normalise(images).to(device)]),
+            "labels": torch.cat([inputs["labels"], labels.to(device)]),
+        }
 
 
 def _unlabelled(task: Task) -> TaskImages:
