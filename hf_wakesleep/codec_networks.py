@@ -9,6 +9,7 @@ from .exact import ExactConv2d
 from .transforms import GROUP_SIZES, Analysis, Synthesis
 
 FINEST_STEP, COARSEST_STEP = 16, 48  # indices of the quantisation steps that the networks are trained for
+FIT_LAYERS = ("outer", "context", "all")  # what can be fitted to a stream, each a part of the next
 
 
 class LearnedNetworks(nn.Module):
@@ -25,10 +26,25 @@ class LearnedNetworks(nn.Module):
         """Return all layers by name."""
         return {name: module for name, module in self.named_modules() if isinstance(module, ExactConv2d)}
 
-    def outer(self) -> dict[str, ExactConv2d]:
-        """Return the layers that are fitted to a stream: the linear transforms and the last ones of the contexts."""
+    def fitted(self, layers: str) -> dict[str, ExactConv2d]:
+        """Return the layers that are fitted to a stream, by name.
+
+        Args:
+            layers (`str`): `"outer"`, the linear transforms and the last layers of the contexts; `"context"`, the
+                linear transforms and all of the contexts; or `"all"`.
+        """
         last = {f"context.nets.{group}.2" for group in range(len(GROUP_SIZES))}
-        return {name: m for name, m in self.convolutions().items() if name.endswith(".linear") or name in last}
+        parts = {
+            "outer": lambda name: name.endswith(".linear") or name in last,
+            "context": lambda name: name.endswith(".linear") or name.startswith("context."),
+            "all": lambda name: True,
+        }
+        return {name: module for name, module in self.convolutions().items() if parts[layers](name)}
+
+    def fitted_by(self, packed: dict[str, torch.Tensor]) -> str:
+        """Return which of `FIT_LAYERS` `pack` was given to make this: the fewest that hold all of its layers."""
+        names = {name.rpartition(".")[0] for name in packed} - {"tables"}
+        return next((layers for layers in FIT_LAYERS if names <= set(self.fitted(layers))), "all")
 
     def pack(self, modules: dict[str, ExactConv2d] | None = None) -> dict[str, torch.Tensor]:
         """Return tables and layers (all by default) as small integer tensors."""

@@ -12,7 +12,7 @@ from .codec_networks import COARSEST_STEP, FINEST_STEP, LearnedNetworks
 from .context import MEAN_STEPS, SCALES, logistic_bits
 from .entropy import LEVELS, OFFSETS, BinaryTables, Contexts
 from .exact import ExactConv2d, straight_through
-from .transforms import BLOCK, LATENT_MAX, step_size
+from .transforms import LATENT_MAX, pad_to_blocks, step_size
 
 CROP = 64  # pixels a side
 # Squared error weighs 1 / (_DISTORTION step^2), the balance of video codecs (Sullivan and Wiegand 1998).
@@ -30,9 +30,9 @@ class CodecTraining:
         batch_size (`int`, defaults to 32): Crops in a batch.
         learning_rate (`float`, defaults to 1.5e-3): Peak learning rate of AdamW.
         step_indices (`tuple[int, int]`, *optional*): Range of quantisation steps, bounds included.
-        is_general (`bool`, defaults to `True`): Whether to train all weights, on crops at several scales, for a codec
-            that should know images of all sorts. Otherwise a trained codec is fitted: only its outer layers
-            ([`LearnedNetworks.outer`]) are trained, on images as they are.
+        fit_layers (`str`, *optional*): Which layers of a trained codec are fitted ([`LearnedNetworks.fitted`]), on
+            images as they are. By default all are trained, on crops at several scales, for a codec that should know
+            images of all sorts.
         seed (`int`, defaults to 0): Of everything random.
     """
 
@@ -45,14 +45,14 @@ class CodecTraining:
         batch_size: int = 32,
         learning_rate: float = 1.5e-3,
         step_indices: tuple[int, int] = (FINEST_STEP, COARSEST_STEP),
-        is_general: bool = True,
+        fit_layers: str | None = None,
         seed: int = 0,
     ):
         self.networks, self.images, self.steps, self.batch_size = networks, images, steps, batch_size
-        self.step_indices, self.is_general = step_indices, is_general
+        self.step_indices, self.is_general = step_indices, fit_layers is None
         self.step = 0
         self.generator = torch.Generator().manual_seed(seed)
-        self.modules = networks.convolutions() if is_general else networks.outer()
+        self.modules = networks.convolutions() if fit_layers is None else networks.fitted(fit_layers)
         linear = [module for name, module in self.modules.items() if name.endswith(".linear")]
         others = [module for name, module in self.modules.items() if not name.endswith(".linear")]
         groups = [{"params": _parameters(others)}, {"params": _parameters(linear), "lr": learning_rate / 2}]
@@ -92,10 +92,8 @@ class CodecTraining:
         return tuple(totals / steps)
 
     def _train_step(self) -> tuple[float, float]:
-        image = random_crops(self.images, self.batch_size, self.generator, self.is_general)
-        low, high = self.step_indices
-        index = torch.randint(low, high + 1, (len(image),), generator=self.generator).float()
-        rate, error = self._rate_and_error(image.float() - 128, index)
+        image, index = self._batch()
+        rate, error = self._rate_and_error(image, index)
         step = step_size(index)
         pixels = image[0, 0].numel()
         loss = ((rate + error / (_DISTORTION * step**2)) / pixels * (step / 128) ** 0.8).mean()
@@ -107,20 +105,28 @@ class CodecTraining:
         self.step += 1
         return loss.item(), rate.mean().item() / pixels
 
+    def _batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return images (B, 3, H, W), around zero, and indices of quantisation steps (B,)."""
+        image = random_crops(self.images, self.batch_size, self.generator, self.is_general)
+        low, high = self.step_indices
+        return image.float() - 128, torch.randint(low, high + 1, (len(image),), generator=self.generator).float()
+
     def _rate_and_error(self, image: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return bits and squared error of every image, each (B,).
 
-        Bits are those of latents with uniform noise (Balle et al. 2017); the image is made from rounded latents.
+        Bits are those of latents with uniform noise (Balle et al. 2017); the image is made from rounded latents. What
+        is made of padding is free.
         """
-        latents = self.networks.analysis(image, index)  # (B, LATENTS, h, w)
+        height, width = image.shape[2:]
+        latents = self.networks.analysis(pad_to_blocks(image), index)  # (B, LATENTS, h, w)
         rounded = straight_through(latents, latents.round())
         noise = torch.rand(latents.shape, generator=self.generator) - 0.5
         bits = logistic_bits(latents + noise, *self.networks.context(rounded, index))
-        error = (self.networks.synthesis(rounded, index) - image) ** 2
+        error = (self.networks.synthesis(rounded, index)[:, :, :height, :width] - image) ** 2
         return bits.sum(dim=(1, 2, 3)), error.sum(dim=(1, 2, 3))
 
     @torch.no_grad()
-    def fit_tables(self, batches: int) -> None:
+    def fit_tables(self, batches: int, shows_progress: bool = True) -> None:
         """Count the binary decisions of coding, and put their frequencies into the tables."""
         self.networks.unpack(self.networks.pack())
         self.networks.eval()
@@ -129,11 +135,9 @@ class CodecTraining:
             "agrees": np.zeros((2, SCALES, OFFSETS)),
             "exceeds": np.zeros((2, SCALES, LEVELS)),
         }
-        for _ in tqdm(range(batches), desc="counting", leave=False):
-            image = random_crops(self.images, self.batch_size, self.generator, self.is_general).float() - 128
-            low, high = self.step_indices
-            index = torch.randint(low, high + 1, (len(image),), generator=self.generator).float()
-            latents = self.networks.analysis(image, index).round().clamp(-LATENT_MAX, LATENT_MAX)
+        for _ in tqdm(range(batches), desc="counting", disable=not shows_progress, leave=False):
+            image, index = self._batch()
+            latents = self.networks.analysis(pad_to_blocks(image), index).round().clamp(-LATENT_MAX, LATENT_MAX)
             means, scales = self.networks.context(latents, index)
             _count(counts, latents, means, scales)
         self.networks.tables = BinaryTables.from_counts({name: tuple(count) for name, count in counts.items()})
@@ -163,7 +167,7 @@ def _count(counts: dict[str, np.ndarray], latents: torch.Tensor, means: torch.Te
 def random_crops(
     images: Sequence[torch.Tensor], size: int, generator: torch.Generator, is_rescaled: bool
 ) -> torch.Tensor:
-    """Return random square crops, some mirrored and some grey: uint8 of shape (B, 3, S, S) with S a multiple of 8.
+    """Return random square crops, some mirrored and some grey: uint8 of shape (B, 3, S, S).
 
     Args:
         images (`Sequence[torch.Tensor]`): uint8 tensors of shape (3, H, W).
@@ -184,8 +188,7 @@ def random_crops(
         crops = crops.flip(3)
     if is_rescaled and torch.rand((), generator=generator) < 0.1:
         crops = crops.float().mean(dim=1, keepdim=True).round().to(torch.uint8).expand(-1, 3, -1, -1)
-    padding = -crops.shape[-1] % BLOCK
-    return F.pad(crops.float(), (0, padding, 0, padding), mode="replicate").to(torch.uint8)
+    return crops
 
 
 def _crop(image: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch.nn import functional as F
+from tqdm.auto import tqdm
 
 from .codec import Codec, CodecError, check_side
-from .codec_networks import COARSEST_STEP, FINEST_STEP, LearnedNetworks
+from .codec_networks import COARSEST_STEP, FINEST_STEP, FIT_LAYERS, LearnedNetworks
 from .codec_training import CodecTraining
 from .context import MEAN_STEPS, SCALES, Pass, passes
 from .entropy import Contexts, Reader, Writer
 from .tone import VALUES, fit_tone
-from .transforms import BLOCK, LATENT_MAX, LATENTS, STEP_INDICES
+from .transforms import BLOCK, LATENT_MAX, LATENTS, STEP_INDICES, pad_to_blocks
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 _PIXELS_AT_ONCE = 2**20
@@ -38,11 +38,11 @@ class LearnedCodec(Codec):
     Args:
         quality (`int`, defaults to 60): 0 (smallest) to 100 (best).
         weights (`str`, defaults to `"natural-1"`): Name of weights that ship with the package.
-        state_dict (`dict[str, torch.Tensor]`, *optional*): What was fitted to a stream: tables and outer layers, the
-            tone, or both.
+        state_dict (`dict[str, torch.Tensor]`, *optional*): What was fitted to a stream: tables and layers, the tone,
+            or both.
 
     Raises:
-        ValueError: If there are no such weights.
+        ValueError: If there are no such weights, or they are not whole.
     """
 
     name = "learned"
@@ -57,9 +57,9 @@ class LearnedCodec(Codec):
         self.networks.unpack(_shipped(weights))
         trained = dict(state_dict or {})
         self._tone = _check_tone(trained.pop(_TONE)) if _TONE in trained else None  # uint8 (256,)
-        self._is_trained = bool(trained)
-        if self._is_trained:
-            self.networks.unpack(trained, self.networks.outer())
+        self._layers = self.networks.fitted_by(trained) if trained else None  # which were fitted
+        if self._layers is not None:
+            self.networks.unpack(trained, self.networks.fitted(self._layers))
         self.networks.eval().requires_grad_(False)
         self._seed = _digest({**self.networks.pack(), **self._tone_dict()})
 
@@ -67,7 +67,8 @@ class LearnedCodec(Codec):
         return {"quality": self.quality, "weights": self.weights}
 
     def state_dict(self):
-        return {**(self.networks.pack(self.networks.outer()) if self._is_trained else {}), **self._tone_dict()}
+        fitted = {} if self._layers is None else self.networks.pack(self.networks.fitted(self._layers))
+        return {**fitted, **self._tone_dict()}
 
     def _tone_dict(self) -> dict[str, torch.Tensor]:
         return {} if self._tone is None else {_TONE: self._tone}
@@ -77,35 +78,49 @@ class LearnedCodec(Codec):
         return sum(tensor.nbytes for tensor in self.state_dict().values())
 
     def fit(
-        self, images: Sequence[torch.Tensor], target_bytes: float | None = None, *, steps: int = 300, seed: int = 0
+        self,
+        images: Sequence[torch.Tensor],
+        target_bytes: float | None = None,
+        *,
+        steps: int = 300,
+        layers: str = "outer",
+        seed: int = 0,
+        shows_progress: bool = True,
     ) -> "LearnedCodec":
         """Return a codec fitted to images that look like nothing this one was trained on; this one stays as it is.
 
-        Tables and outer layers are fitted, then the tone, a table of pixel values; they count in the memory's budget.
-        Give the new codec to a new memory: the codes of the old one are not its own.
+        Tables and layers are fitted, then the tone, a table of pixel values; they count in the memory's budget. Give
+        the new codec to a new memory: the codes of the old one are not its own.
 
         Args:
             images (`Sequence[torch.Tensor]`): uint8 tensors of shape (3, H, W), a few hundred or more.
             target_bytes (`float`, *optional*): Mean size of a code; the quality is chosen for it. Else it stays.
             steps (`int`, defaults to 300): Optimizer steps; 0 fits the tone only, in 256 bytes and without delay.
+            layers (`str`, defaults to `"outer"`): Which layers: `"outer"` takes 38 kB, `"context"` 151 kB, `"all"`
+                761 kB. The more, the smaller the codes.
             seed (`int`, defaults to 0): Of everything random.
+            shows_progress (`bool`, defaults to `True`): Whether to show progress bars.
 
         Raises:
-            ValueError: If there are no images, or no quality gives codes as small as `target_bytes`.
+            ValueError: If there are no images, no such layers, or no quality gives codes as small as `target_bytes`.
         """
         if len(images) == 0:
             raise ValueError("Expected images to fit the learned codec to, got none.")
+        if layers not in FIT_LAYERS:
+            raise ValueError(f"`layers` must be one of {list(FIT_LAYERS)}, got {layers!r}.")
         start = self if target_bytes is None else self._at_target(images, target_bytes, is_strict=steps == 0)
         if steps == 0:
             return start._with_tone(images)
         networks = LearnedCodec(start.quality, self.weights, self.state_dict()).networks
         indices = (max(start.step_index - 8, FINEST_STEP), min(start.step_index + 8, COARSEST_STEP))
         training = CodecTraining(
-            networks, images, steps, learning_rate=2e-3, step_indices=indices, is_general=False, seed=seed
+            networks, images, steps, learning_rate=2e-3, step_indices=indices, fit_layers=layers, seed=seed
         )
-        training.run(steps)
-        training.fit_tables(batches=max(1, steps // 10))
-        trained = LearnedCodec(start.quality, self.weights, networks.pack(networks.outer()))
+        for _ in tqdm(range(steps), desc="fitting the codec", disable=not shows_progress, leave=False):
+            training.run(1)
+        training.fit_tables(max(1, steps // 10), shows_progress)
+        stored = max(layers, self._layers or layers, key=FIT_LAYERS.index)
+        trained = LearnedCodec(start.quality, self.weights, networks.pack(networks.fitted(stored)))
         return (trained if target_bytes is None else trained._at_target(images, target_bytes))._with_tone(images)
 
     def _with_tone(self, images: Sequence[torch.Tensor]) -> "LearnedCodec":
@@ -164,8 +179,7 @@ class LearnedCodec(Codec):
         check_side(height, width)
         is_grey = ((images[:, 0] == images[:, 1]) & (images[:, 0] == images[:, 2])).flatten(1).all(dim=1)  # (B,)
         index = torch.full((len(images),), float(self.step_index))
-        padding = (0, -width % BLOCK, 0, -height % BLOCK)
-        pixels = F.pad(images.float() - 128, padding, mode="replicate")
+        pixels = pad_to_blocks(images.float() - 128)
         wanted = self.networks.analysis(pixels, index).round().clamp(-LATENT_MAX, LATENT_MAX)  # (B, LATENTS, h, w)
         writer = Writer(len(images), self.networks.tables)
 

@@ -24,6 +24,7 @@ WHOLE = {
 CHOICES = (
     "augmentation",
     "codec",
+    "codec_fit_layers",
     "first_wake_plasticity",
     "head_init",
     "memory_selection",
@@ -88,6 +89,14 @@ class ContinualTrainingArguments(TrainingArguments):
             "help": "With the codec 'learned': optimizer steps in which a new memory's codec is fitted to images of "
             "the first task, for images that look like no photograph; with 0 only its tone, a table of pixel values, "
             "is."
+        },
+    )
+    codec_fit_layers: str = field(
+        default="outer",
+        metadata={
+            "help": "What these steps fit: 'outer' layers (38 kB of the budget), all of the 'context' model, too (151 "
+            "kB), or 'all' layers (761 kB). The more, the smaller the codes.",
+            "choices": ["outer", "context", "all"],
         },
     )
     memory_selection: str = field(
@@ -291,6 +300,11 @@ class ContinualTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`codec_target_bytes` and `codec_fit_steps` are for `codec='learned'`, got {self.codec!r}. Pass that "
                 "codec, or leave them out."
+            )
+        if self.codec_fit_layers != "outer" and not self.codec_fit_steps:
+            raise ValueError(
+                f"`codec_fit_layers` is {self.codec_fit_layers!r}, but `codec_fit_steps` is 0, which fits none. Pass "
+                "`codec_fit_steps=300`, or leave it out."
             )
         if self.codec_target_bytes is not None and self.codec_quality is not None:
             raise ValueError("`codec_target_bytes` chooses the quality, but `codec_quality` is given. Leave one out.")

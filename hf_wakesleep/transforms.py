@@ -88,6 +88,12 @@ class Synthesis(nn.Module):
         return F.pixel_shuffle(self.linear(coefficients) + residual, BLOCK)
 
 
+def pad_to_blocks(image: torch.Tensor) -> torch.Tensor:
+    """Return an image (B, C, H, W), its last row and column repeated until both sides are multiples of 8."""
+    height, width = image.shape[2:]
+    return F.pad(image.float(), (0, -width % BLOCK, 0, -height % BLOCK), mode="replicate").to(image.dtype)
+
+
 def cosine_basis() -> torch.Tensor:
     """Return orthonormal vectors over the pixels of a block, coarse to fine: float32 of shape (LATENTS, 192).
 

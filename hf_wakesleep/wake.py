@@ -67,12 +67,19 @@ class WakePass:
             memory.write(codes, code_labels, task, ranks)
 
     def fitted(self, codec: LearnedCodec, task: Task) -> LearnedCodec:
-        """Return a codec fitted to images of a task, as `codec_target_bytes` and `codec_fit_steps` say."""
+        """Return a codec fitted to images of a task, as `codec_target_bytes` and `codec_fit_*` say."""
         images = _unlabelled(task)
         rows = range(0, len(images), max(1, len(images) // FIT_IMAGES))
         pixels = list(self.reader.read([images[row] for row in rows])[0])
         args = self.args
-        return codec.fit(pixels, args.codec_target_bytes, steps=args.codec_fit_steps, seed=args.seed)
+        return codec.fit(
+            pixels,
+            args.codec_target_bytes,
+            steps=args.codec_fit_steps,
+            layers=args.codec_fit_layers,
+            seed=args.seed,
+            shows_progress=args.shows_progress,
+        )
 
     def check_budget(self, tasks: Sequence[Task], memory: SemiParametricMemory) -> None:
         """Try whether the budget can hold one code of every class, old and to come, with all that the network needs.

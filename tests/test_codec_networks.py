@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hf_wakesleep import LearnedNetworks
+from hf_wakesleep.codec_networks import FIT_LAYERS
 
 
 def test_packed_networks_hold_a_byte_for_a_weight_and_come_back_equal():
@@ -15,11 +16,13 @@ def test_packed_networks_hold_a_byte_for_a_weight_and_come_back_equal():
     assert all(torch.equal(packed[name], tensor) for name, tensor in other.pack().items())
 
 
-def test_outer_layers_are_a_small_part():
-    networks = LearnedNetworks()
-    outer = networks.pack(networks.outer())
-    assert set(outer) < set(networks.pack())
-    assert sum(tensor.nbytes for tensor in outer.values()) < 40_000
+def test_what_is_fitted_is_known_by_its_layers_and_the_more_the_larger():
+    networks, sizes = LearnedNetworks(), []
+    for layers in FIT_LAYERS:
+        packed = networks.pack(networks.fitted(layers))
+        assert networks.fitted_by(packed) == layers
+        sizes.append(sum(tensor.nbytes for tensor in packed.values()))
+    assert [round(size / 1000) for size in sizes] == [38, 151, 761]
 
 
 def test_missing_and_unknown_weights_are_refused():

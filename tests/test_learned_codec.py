@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 from hf_wakesleep import CodecError, LearnedCodec, SemiParametricMemory
+from hf_wakesleep.codec_networks import FIT_LAYERS
 from hf_wakesleep.learned_codec import WEIGHTS_FOLDER
 
 CODEC = LearnedCodec(quality=30)
@@ -146,6 +147,15 @@ def test_what_is_fitted_follows_from_images_and_seed():
     assert first == again != other
 
 
+def test_what_was_fitted_before_stays_when_fewer_layers_are_fitted_again():
+    images = digits(among=(0, 1))
+    once = LearnedCodec(40).fit(images, steps=2, layers="all").state_dict()
+    twice = LearnedCodec(40, state_dict=once).fit(images, steps=2).state_dict()
+    changed = {name for name, tensor in once.items() if not torch.equal(tensor, twice[name])}
+    assert "analysis.linear.weight" in changed
+    assert "analysis.expand.weight" not in changed
+
+
 def test_a_target_chooses_the_quality():
     images = digits()
     codec = LearnedCodec().fit(images, target_bytes=16, steps=0)
@@ -155,11 +165,14 @@ def test_a_target_chooses_the_quality():
         LearnedCodec().fit(images, target_bytes=2, steps=0)
     with pytest.raises(ValueError, match="got none"):
         LearnedCodec().fit([], target_bytes=16)
+    with pytest.raises(ValueError, match="must be one of .* got 'inner'"):
+        LearnedCodec().fit(images, layers="inner")
 
 
-def test_a_memory_keeps_a_fitted_codec_and_other_codecs_refuse_its_codes(tmp_path):
+@pytest.mark.parametrize("layers", FIT_LAYERS)
+def test_a_memory_keeps_a_fitted_codec_and_other_codecs_refuse_its_codes(layers, tmp_path):
     images = digits(count=20)
-    codec = LearnedCodec().fit(images, steps=2)
+    codec = LearnedCodec().fit(images, steps=2, layers=layers)
     memory = SemiParametricMemory(codec)
     memory.add_classes(["digit"], 0)
     memory.write(codec.encode(images), [0] * len(images), task=0)

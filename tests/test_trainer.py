@@ -279,8 +279,8 @@ def test_replay_awake_mixes_memories_of_earlier_tasks_into_every_batch(make_trai
 def test_an_epoch_awake_replays_each_memory_once_when_there_are_as_many(make_trainer):
     trainer = make_trainer(
         stream=ClassIncrementalStream(digits_of(range(4), 12), num_tasks=2), codec="raw", wake_replay=True,
-        wake_plasticity="head", sleep_steps=0, num_train_epochs=1, forward_transfer=False, per_device_train_batch_size=6,
-        gradient_accumulation_steps=2,
+        wake_plasticity="head", sleep_steps=0, num_train_epochs=1, forward_transfer=False,
+        per_device_train_batch_size=6, gradient_accumulation_steps=2,
     )  # fmt: skip
     replayed, read = [], trainer.memory.read
     trainer.memory.read = lambda indices: replayed.extend(indices.tolist()) or read(indices)

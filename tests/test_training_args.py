@@ -83,6 +83,7 @@ def test_sleep_without_memory_is_refused(tmp_path):
     [
         ({"codec": "raw", "codec_quality": 50}, "`codec_quality` is for lossy codecs"),
         ({"codec": "raw", "codec_target_bytes": 16}, "are for `codec='learned'`, got 'raw'"),
+        ({"codec": "learned", "codec_fit_layers": "all"}, "`codec_fit_steps` is 0"),
         ({"codec_fit_steps": 1}, "are for `codec='learned'`, got None"),
         ({"codec": "learned", "codec_target_bytes": 16, "codec_quality": 9}, "`codec_target_bytes` chooses"),
         (
