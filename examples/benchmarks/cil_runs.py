@@ -81,6 +81,7 @@ class Measured:
     memory_bytes: list[int] = field(default_factory=list)
     images_per_task: list[int] = field(default_factory=list)
     seconds_per_task: list[float] = field(default_factory=list)
+    forward_transfer: float | None = None  # of `wakesleep`, if it measures it
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,7 @@ def learn_with_wakesleep(run: Run, benchmark: Benchmark, place: Place) -> Measur
         memory_bytes=[record.memory_bytes["total"] for record in records],
         images_per_task=[record.wake_images + record.sleep_images for record in records],
         seconds_per_task=[record.wake_seconds + record.sleep_seconds for record in records],
+        forward_transfer=trainer.history.to_dict()["forward_transfer"][-1],
     )
 
 

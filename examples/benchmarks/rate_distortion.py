@@ -4,8 +4,8 @@
 
 prints a table of mean bytes and PSNR of every codec at several qualities, and the Bjontegaard rate of each against
 WebP: how many bytes more or fewer it takes, averaged over 23 to 29 dB. Writes `rate_distortion.json` and `.png`. With
-`--fit_files TRAIN --fit_steps 300` the learned codec is first fitted to other images of the same kind, and to each
-quality; without steps only its tone is.
+`--fit_files TRAIN --fit_steps 300` the learned codec is first fitted to other images of the same kind, and its tone to
+each quality; without steps only its tone is.
 """
 
 import io
@@ -37,6 +37,7 @@ class Arguments:
     count: int = field(default=500, metadata={"help": "Number of images, spread over the file."})
     fit_files: str | None = field(default=None, metadata={"help": "Parquet file of images to fit the codec to."})
     fit_steps: int = field(default=0, metadata={"help": "Steps of fitting; 0 fits the tone only."})
+    fit_quality: int = field(default=60, metadata={"help": "Quality that is fitted to, and those around it."})
     fit_layers: str = field(default="outer", metadata={"help": "Layers that are fitted: outer, context or all."})
     output_dir: str = field(default="out/rate_distortion", metadata={"help": "Where table and plot go."})
 
@@ -111,7 +112,7 @@ def main() -> None:
     learned = [LearnedCodec(quality) for quality in qualities]
     if args.fit_files:
         others = [to_tensor(image) for image in load_images(args.fit_files, args.image_size, 2000)]
-        weights = LearnedCodec().fit(others, steps=args.fit_steps, layers=args.fit_layers).state_dict()
+        weights = LearnedCodec(args.fit_quality).fit(others, steps=args.fit_steps, layers=args.fit_layers).state_dict()
         learned = [LearnedCodec(quality, state_dict=weights).fit(others, steps=0) for quality in qualities]
     codecs = {
         "learned": [by_codec(codec) for codec in learned],
