@@ -259,8 +259,7 @@ class TaskTrainer(ClassifierTrainer):
 
     def _settle_recall(self) -> None:
         """Settle how far recall can be trusted after a task without sleep."""
-        naps = self.args.sleep_every_n_steps > 0 and self.args.sleep_plasticity != "head"
-        is_moved = naps or self.args.wake_plasticity_of(self.task_number) != "head"
+        is_moved = self.args.trains_backbone(self.task_number)
         if self.memory is not None and is_moved:
             update_recall(self.model, self.memory, self.reader, self.args, self.task_number, self._before)
         elif self.args.recall_weight is not None:
