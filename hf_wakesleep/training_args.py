@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from .budget import parse_bytes
+from .codec_networks import FIT_LAYERS
 from .codecs import CODECS
 
 MOST = 2**31 - 1
@@ -96,7 +97,7 @@ class ContinualTrainingArguments(TrainingArguments):
         metadata={
             "help": "What these steps fit: 'outer' layers (38 kB of the budget), all of the 'context' model, too (151 "
             "kB), or 'all' layers (761 kB). The more, the smaller the codes.",
-            "choices": ["outer", "context", "all"],
+            "choices": list(FIT_LAYERS),
         },
     )
     memory_selection: str = field(
