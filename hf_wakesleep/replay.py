@@ -143,10 +143,11 @@ class Replay:
         if dreams:
             pixel_values, targets = recombine(pixel_values, labels, len(self.memory.classes), args.recombination)
             teacher = None
+        known = 0 if teacher is None else np.mean(self.memory.labels[indices] < len(teacher.config.classes))
         with accelerator.autocast():
             logits = self.model(pixel_values=pixel_values).classifier_logits.float()  # (B, C)
             cross_entropy = F.cross_entropy(logits, targets, label_smoothing=args.label_smoothing_factor)
-            distilled = distillation(logits, pixel_values, labels, teacher, args.distillation_temperature)
+            distilled = distillation(logits, pixel_values, labels, teacher, args.distillation_temperature, known)
             loss = cross_entropy + args.distillation_weight * distilled
         share = len(labels) * accelerator.num_processes / args.sleep_batch_size  # 1 where every process has as many
         self.guard.watch(loss)
@@ -207,21 +208,28 @@ def _batch(memory, indices, reader, args, place: tuple[int, ...], accelerator) -
     return augment(pixel_values, args.augmentation, args.crop_scale, generator), labels.to(accelerator.device)
 
 
-def distillation(logits, pixel_values, labels, teacher, temperature: float) -> torch.Tensor:
+def distillation(logits, pixel_values, labels, teacher, temperature: float, known: float) -> torch.Tensor:
     """Return T^2 KL(teacher || model) over the classes of the teacher, averaged over the images of those classes.
 
     Images of other classes are left out: what a teacher says of a class that it does not know is not worth keeping.
-    Zero without a teacher, or without an image that it knows.
+    The mean over processes with as many images each is that of the whole batch.
+
+    Args:
+        logits (`torch.Tensor` of shape `(B, C)`): Those of the model.
+        pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): The images.
+        labels (`torch.Tensor` of shape `(B,)`): Their classes.
+        teacher (`WakeSleepForImageClassification`, *optional*): Knows the first of the classes.
+        temperature (`float`): Of both softmaxes.
+        known (`float`): Share of the images, over all processes, whose classes the teacher knows; 0 without one.
     """
-    if teacher is None:
+    if not known:
         return logits.new_zeros(())
     with torch.no_grad():
         target = teacher(pixel_values=pixel_values).classifier_logits.float()  # (B, C_old)
     student = (logits[:, : target.shape[1]] / temperature).log_softmax(dim=-1)
     target = (target / temperature).log_softmax(dim=-1)
     divergence = F.kl_div(student, target, log_target=True, reduction="none").sum(dim=-1)  # (B,)
-    known = (labels < target.shape[1]).to(divergence)  # (B,)
-    return temperature**2 * (divergence * known).sum() / known.sum().clamp(min=1)
+    return temperature**2 * (divergence * (labels < target.shape[1])).mean() / known
 
 
 def snapshot(model: WakeSleepForImageClassification) -> WakeSleepForImageClassification:

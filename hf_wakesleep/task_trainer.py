@@ -101,7 +101,7 @@ class TaskTrainer(ClassifierTrainer):
         )
         self._stopwatch = Stopwatch()
         self._write(number, record)
-        if self.args.wake_replay:
+        if self.args.replays_awake(number):
             self._wake_replay = WakeReplay(self.memory, self.reader, number, self.args.seed)
         if self.args.head_init == "recall":
             first = len(self.model.config.classes) - len(record.new_classes)
@@ -351,7 +351,7 @@ class TaskTrainer(ClassifierTrainer):
         return optimizer
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        """Augment the batch, and add memories to it if `wake_replay` says so, before the usual step."""
+        """Augment the batch, and add memories to it if wake replays them, before the usual step."""
         step, repetition = self.state.global_step, 0
         if self._micro_step[0] == step:
             repetition = self._micro_step[1] + 1

@@ -132,9 +132,12 @@ class ContinualTrainingArguments(TrainingArguments):
             "choices": ["random", "recall"],
         },
     )
-    wake_replay: bool = field(
-        default=False,
-        metadata={"help": "Add as many memories as there are images to every batch of wake (experience replay)."},
+    wake_replay: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Add as many memories of earlier tasks as there are images to every batch of wake (experience "
+            "replay). By default where wake trains the backbone, if there is a memory."
+        },
     )
     sleep_steps: int = field(
         default=200,
@@ -356,6 +359,12 @@ class ContinualTrainingArguments(TrainingArguments):
     def wake_plasticity_of(self, task: int) -> str:
         """Return what wake trains in a task, from 0."""
         return self.first_wake_plasticity or self.wake_plasticity if task == 0 else self.wake_plasticity
+
+    def replays_awake(self, task: int) -> bool:
+        """Return whether wake of a task, from 0, adds memories of earlier tasks to its batches."""
+        if self.wake_replay is None:
+            return self.memory_bytes != 0 and self.wake_plasticity_of(task) != "head"
+        return self.wake_replay
 
     def trains_backbone(self, task: int) -> bool:
         """Return whether a task, from 0, trains more than the head, awake, in naps or asleep."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ CONTINUE = str(ROOT / "examples" / "continue_from_hub.py")
 SHORT = ["--num_train_epochs", "1", "--sleep_steps", "10", "--num_tasks", "3", "--disable_tqdm", "true"]
 SHORT += ["--augmentation", "crop"]
 REPO = "local/digits"
+PUSHING = [TRAIN, *SHORT, "--push_to_hub", "true", "--hub_model_id", REPO]
 TAGS = ["task-01", "task-02", "task-03"]
 
 
@@ -53,12 +55,8 @@ def run(hub, *command, cwd, succeeds=True, **changes) -> subprocess.CompletedPro
     return done
 
 
-def train(hub, cwd, *args, repo=REPO, **changes):
-    return run(hub, *pushing(repo), *args, cwd=cwd, **changes)
-
-
-def pushing(repo=REPO) -> list[str]:
-    return [TRAIN, *SHORT, "--push_to_hub", "true", "--hub_model_id", repo]
+def train(hub, cwd, *args, **changes):
+    return run(hub, *PUSHING, *args, cwd=cwd, **changes)
 
 
 def run_without_package(hub, tmp_path, code, *args) -> str:
@@ -88,22 +86,36 @@ def wait_for(condition, seconds=300):
         time.sleep(0.02)
 
 
-def git(hub, *command) -> str:
-    folder = str(hub.git_folder(REPO, "model"))
+def git(hub, *command, repo=REPO) -> str:
+    folder = str(hub.git_folder(repo, "model"))
     return subprocess.run(["git", "-C", folder, *command], capture_output=True, text=True, check=True).stdout
 
 
-def assert_all_stages_arrived(hub, output_dir: Path):
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """Output folder of a run that was told of no Hub."""
+    folder = tmp_path_factory.mktemp("finished")
+    settings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, TRAIN, *SHORT], cwd=folder, env=settings, capture_output=True, check=True)
+    return folder / "out" / "digits"
+
+
+def unsent(finished: Path, tmp_path: Path, outbox: Outbox) -> Path:
+    """Return a copy of a finished run, none of whose stages has been sent yet."""
+    outbox.save(shutil.copytree(finished, tmp_path / "digits"))
+    return tmp_path / "digits"
+
+
+def assert_all_stages_arrived(hub, output_dir: Path, repo=REPO, branch="main"):
     """One commit and one tag for each stage, in their order, with the history of that stage."""
-    commits = [
-        commit for commit in git(hub, "log", "--format=%H %s", "--reverse", "main").splitlines() if "task-" in commit
-    ]
+    log = git(hub, "log", "--format=%H %s", "--reverse", branch, repo=repo)
+    commits = [commit for commit in log.splitlines() if "task-" in commit]
     assert [commit.split()[1].rstrip(":") for commit in commits] == TAGS
     for tag, commit in zip(TAGS, commits, strict=True):
-        assert git(hub, "rev-parse", f"{tag}^{{commit}}").strip() == commit.split()[0]
-        assert git(hub, "show", f"{tag}:history.json") == (output_dir / tag / "history.json").read_text()
+        assert git(hub, "rev-parse", f"{tag}^{{commit}}", repo=repo).strip() == commit.split()[0]
+        assert git(hub, "show", f"{tag}:history.json", repo=repo) == (output_dir / tag / "history.json").read_text()
     assert list(Outbox.load(output_dir).published) == TAGS
-    git(hub, "fsck", "--strict")
+    git(hub, "fsck", "--strict", repo=repo)
 
 
 def bytes_of_files(sent: Counter, stages: dict[str, dict[str, bytes]]) -> Counter:
@@ -252,10 +264,10 @@ def test_the_metrics_load_from_a_space_where_the_package_is_not_installed(hub, t
 
 def test_a_failing_hub_stops_nothing_and_gets_every_stage_in_its_order(hub, tmp_path):
     with hub.outage():
-        train(hub, tmp_path, "--hub_private_repo", "true")
+        train(hub, tmp_path, "--hub_private_repo", "true", "--hub_revision", "dev")
     out = tmp_path / "out" / "digits"
     assert [path.name for path in sorted(out.glob("task-*"))] == TAGS
-    assert Outbox.load(out).published == {}
+    assert Outbox.load(out) == Outbox(REPO, "dev", private=True)
     hub.fail(status=500, share=0.3, seed=0)
     for _ in range(5):
         done = subprocess.run(
@@ -267,12 +279,12 @@ def test_a_failing_hub_stops_nothing_and_gets_every_stage_in_its_order(hub, tmp_
         if done.returncode == 0:
             break
     hub.clear()
-    assert_all_stages_arrived(hub, out)
+    assert_all_stages_arrived(hub, out, branch="dev")
 
 
 def test_an_outage_of_a_whole_task_stops_nothing_and_no_stage_is_missing(hub, tmp_path):
     out = tmp_path / "out" / "digits"
-    process = subprocess.Popen([sys.executable, *pushing()], cwd=tmp_path, env=environment(hub))
+    process = subprocess.Popen([sys.executable, *PUSHING], cwd=tmp_path, env=environment(hub))
     wait_for((out / "task-01").is_dir)
     with hub.outage() as outage:
         wait_for((out / "task-02").is_dir)
@@ -281,10 +293,8 @@ def test_an_outage_of_a_whole_task_stops_nothing_and_no_stage_is_missing(hub, tm
     assert_all_stages_arrived(hub, out)
 
 
-def test_an_upload_that_is_killed_is_taken_up_again(hub, tmp_path):
-    with hub.outage():
-        train(hub, tmp_path)
-    out = tmp_path / "out" / "digits"
+def test_an_upload_that_is_killed_is_taken_up_again(hub, finished, tmp_path):
+    out = unsent(finished, tmp_path, Outbox(REPO))
     command = [sys.executable, "-m", "hf_wakesleep.hub", "push", str(out)]
     hub.delay(0.15)
     process = subprocess.Popen(command, cwd=tmp_path, env=environment(hub))
@@ -372,12 +382,9 @@ assert model.config.backbone_config._name_or_path == "local/backbone"
 """
 
 
-def test_every_refusal_is_tried_again_and_an_organisation_gets_its_private_branch(hub, tmp_path):
+def test_every_refusal_is_tried_again_and_an_organisation_gets_its_private_branch(hub, finished, tmp_path):
     hub.organizations["lab"] = {"local"}
-    with hub.outage():
-        args = ["--hub_private_repo", "true", "--hub_revision", "dev"]
-        train(hub, tmp_path, *args, repo="lab/digits")
-    out = tmp_path / "out" / "digits"
+    out = unsent(finished, tmp_path, Outbox("lab/digits", "dev", private=True))
     faults = [
         hub.fail(status=status, path=path, times=1)
         for status, path in [
@@ -393,10 +400,5 @@ def test_every_refusal_is_tried_again_and_an_organisation_gets_its_private_branc
     run(hub, "-m", "hf_wakesleep.hub", "push", str(out), cwd=tmp_path, succeeds=False)  # more than its patience
     run(hub, "-m", "hf_wakesleep.hub", "push", str(out), cwd=tmp_path)
     assert all(fault.count == 1 for fault in faults)
-    folder = str(hub.git_folder("lab/digits", "model"))
-    log = subprocess.run(
-        ["git", "-C", folder, "log", "--format=%s", "dev"], capture_output=True, text=True, check=True
-    )
-    assert [line.split(":")[0] for line in log.stdout.splitlines() if "task-" in line] == TAGS[::-1]
-    assert list(Outbox.load(out).published) == TAGS
+    assert_all_stages_arrived(hub, out, "lab/digits", "dev")
     run(hub, "-c", INSPECT, cwd=tmp_path)

@@ -134,6 +134,14 @@ def pooled(report: dict) -> float:
     return sum(report["matrix"][-1]) / 2
 
 
+def assert_same_weights(stage: Path, other: Path, most: float = 1e-4) -> None:
+    """Compare the networks of two stages; statistics of recall have other scales, and follow from them."""
+    weights, others = (load_file(folder / "model.safetensors") for folder in (stage, other))
+    for name, value in weights.items():
+        if "recall" not in name:
+            torch.testing.assert_close(value, others[name], rtol=0, atol=most, msg=name)
+
+
 def test_two_processes_learn_what_one_learns_with_the_same_total_batch(tmp_path):
     """Batches that divide the images evenly are the same images, so weights differ by rounding only.
 
@@ -143,10 +151,8 @@ def test_two_processes_learn_what_one_learns_with_the_same_total_batch(tmp_path)
     settings["head_init"] = "random"
     (one,) = run(tmp_path / "one", 1, "even", **settings, per_device_train_batch_size=16)
     two, _ = run(tmp_path / "two", 2, "even", **settings, per_device_train_batch_size=8)
-    weights = [load_file(tmp_path / name / "task-01" / "model.safetensors") for name in ("one", "two")]
-    for name, value in weights[0].items():
-        if "recall" not in name:
-            torch.testing.assert_close(value, weights[1][name], rtol=0, atol=1e-4, msg=name)
+    assert_same_weights(tmp_path / "one" / "task-01", tmp_path / "two" / "task-01")
+    assert_same_weights(tmp_path / "one" / "task-02", tmp_path / "two" / "task-02", most=1e-3)  # rounding grows
     assert pooled(two) == pytest.approx(pooled(one), abs=1 / 64)  # one image, on a boundary within that rounding
     assert two["memory"] == one["memory"]
 
@@ -158,10 +164,7 @@ def test_shards_learn_what_whole_models_learn_and_can_be_stopped(tmp_path):
     whole, _ = run(tmp_path / "whole", 2, "even", **settings)
     shards = run(tmp_path / "shards", 2, "even", "shard", **settings)
     assert shards[0] == shards[1]
-    weights = [load_file(tmp_path / name / "task-01" / "model.safetensors") for name in ("whole", "shards")]
-    for name, value in weights[0].items():
-        if "recall" not in name:
-            torch.testing.assert_close(value, weights[1][name], rtol=0, atol=1e-4, msg=name)
+    assert_same_weights(tmp_path / "whole" / "task-01", tmp_path / "shards" / "task-01")
     assert pooled(shards[0]) == pytest.approx(pooled(whole), abs=1 / 64)  # one image, as above
     done = launch(tmp_path / "stopped", 2, "even", "shard", "stop", **settings)
     assert "Stopped by signal 15" in done.stderr

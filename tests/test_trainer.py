@@ -106,7 +106,7 @@ def test_two_tasks_from_end_to_end(make_trainer, make_args, tmp_path):
     assert content["classes"] == list(trainer.stream.classes)
     assert content["seed"] == trainer.args.seed
     assert all(0 < bytes_["total"] <= 60_000 for bytes_ in content["memory_bytes"])
-    assert content["wake_images"] == [2 * 200, 2 * 200]
+    assert content["wake_images"] == [2 * 200, 2 * (200 + 200)]  # new images, and as many memories
     assert content["sleep_images"] == [200 * 32, 200 * 32]
 
     stages = find_stages(out)

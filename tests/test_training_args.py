@@ -115,3 +115,27 @@ def test_a_default_of_a_subclass_is_checked_as_ours_are(tmp_path):
     assert OwnArguments(str(tmp_path)).plasticities == {"head", "full"}
     with pytest.raises(ValueError, match=r"`wake_plasticity` must be one of \['full', 'head', 'lora'\]"):
         OwnArguments(str(tmp_path), wake_plasticity="all")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, [True, True]),
+        ({"wake_plasticity": "lora"}, [True, True]),
+        ({"wake_plasticity": "head"}, [False, False]),
+        ({"wake_plasticity": "head", "first_wake_plasticity": "full"}, [True, False]),
+        ({"wake_plasticity": "head", "wake_replay": True}, [True, True]),
+        ({"wake_replay": False}, [False, False]),
+        ({"memory_budget": "0", "sleep_steps": 0}, [False, False]),
+    ],
+)
+def test_wake_replays_by_default_where_it_trains_the_backbone(tmp_path, changes, expected):
+    args = ContinualTrainingArguments(str(tmp_path), **changes)
+    assert [args.replays_awake(task) for task in range(2)] == expected
+
+
+def test_wake_replay_is_on_the_command_line(tmp_path):
+    parser = HfArgumentParser(ContinualTrainingArguments)
+    for given, expected in (([], None), (["--wake_replay", "true"], True), (["--wake_replay", "false"], False)):
+        (args,) = parser.parse_args_into_dataclasses(["--output_dir", str(tmp_path), *given])
+        assert args.wake_replay is expected

@@ -118,7 +118,8 @@ def peer_settings(benchmark: Benchmark, method: str, epochs: float) -> dict:
 
 def images_of(settings: dict, num_images: int, num_tasks: int) -> int:
     """Return the images that `wakesleep` sees in a task of `num_images`, awake and asleep, on average over tasks."""
-    replays = settings.get("wake_replay", False) * (num_tasks - 1) / num_tasks  # the first task has nothing to replay
+    replays = settings.get("wake_replay", settings["wake_plasticity"] != "head")
+    replays *= (num_tasks - 1) / num_tasks  # the first task has nothing to replay
     awake = settings["num_train_epochs"] * num_images * (1 + replays)
     return round(awake + settings["sleep_steps"] * settings["sleep_batch_size"])
 
