@@ -101,8 +101,8 @@ class TaskTrainer(ClassifierTrainer):
         )
         self._stopwatch = Stopwatch()
         self._write(number, record)
-        if self.args.replays_awake(number):
-            self._wake_replay = WakeReplay(self.memory, self.reader, number, self.args.seed)
+        replays = self.args.replays_awake(number)
+        self._wake_replay = WakeReplay(self.memory, self.reader, number, self.args.seed) if replays else None
         if self.args.head_init == "recall":
             first = len(self.model.config.classes) - len(record.new_classes)
             self.model.head.start_from_recall(first, self.args.label_smoothing_factor)
@@ -126,7 +126,7 @@ class TaskTrainer(ClassifierTrainer):
         record.wake_seconds = seconds["awake"]
         record.sleep_seconds = seconds["napping"] + (report.seconds if report else 0.0)
         record.sleep_images = self._num_replayed()
-        replays = self._wake_replay is not None and not self._wake_replay.is_empty
+        replays = replays and not self._wake_replay.is_empty
         record.wake_images = round(self.state.epoch * len(task.train_dataset)) * (1 + replays)
         self._finish(record)
         return output
