@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
+from torch import distributed
 from transformers import TrainingArguments
 
 from .budget import parse_bytes
@@ -282,6 +283,7 @@ class ContinualTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
+        self._check_launch()
         self._check_numbers()
         for name in CHOICES:
             own_field = ContinualTrainingArguments.__dataclass_fields__[name]  # a subclass may have its own default
@@ -331,6 +333,14 @@ class ContinualTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"A sleep freezes what is important, but `sleep_steps` is 0, got `freeze_fraction` "
                 f"{self.freeze_fraction}. Pass `freeze_fraction=0`, or let it sleep."
+            )
+
+    def _check_launch(self) -> None:
+        started = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+        if started > 1 and self.world_size == 1:
+            raise ValueError(
+                f"{started} processes were started, but this one sees no other, so all would write the same files. "
+                "Pass `use_cpu=True` (`--use_cpu true`) to share work on a CPU, or start one process."
             )
 
     def _check_numbers(self) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_wakesleep import ContinualTrainingArguments
@@ -99,6 +100,13 @@ def test_sleep_without_memory_is_refused(tmp_path):
 def test_arguments_that_do_not_fit_together_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         ContinualTrainingArguments(str(tmp_path), **changes)
+
+
+def test_processes_that_see_no_other_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"2 processes were started, but .* Pass `use_cpu=True`"):
+        ContinualTrainingArguments(str(tmp_path))
 
 
 def test_all_fields_are_on_the_command_line(tmp_path):
