@@ -95,7 +95,6 @@ class TrainingArguments(ContinualTrainingArguments):
     sleep_steps: int = field(default=400, metadata={"help": "Optimizer steps of the sleep after each task."})
     sleep_batch_size: int = field(default=32, metadata={"help": "Memories in a batch of sleep."})
     sleep_learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of sleep."})
-    distillation_weight: float = field(default=0.0, metadata={"help": "Weight of distillation in sleep."})
     rem_share: float = field(default=0.3, metadata={"help": "Share of sleep in which memories are recombined."})
     sleep_cycles: int = field(default=10, metadata={"help": "NREM-REM cycles of a sleep."})
     save_strategy: str = field(default="no", metadata={"help": "Checkpoints inside a task: 'no', 'steps' or 'epoch'."})

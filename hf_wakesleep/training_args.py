@@ -202,8 +202,10 @@ class ContinualTrainingArguments(TrainingArguments):
         },
     )
     distillation_weight: float = field(
-        default=0.3,
-        metadata={"help": "Weight in sleep of distillation, on old classes, towards the network before the task."},
+        default=0.0,
+        metadata={
+            "help": "Weight in sleep of distillation, on old classes, towards the network before the task; 0 for none."
+        },
     )
     distillation_temperature: float = field(
         default=2.0, metadata={"help": "Temperature of both softmaxes in distillation."}

@@ -12,7 +12,7 @@ default what `wakesleep` sees. Everything that is kept of the stream counts as m
 
 `--set name=value` overrides a training argument of `wakesleep`, under a `--name` of its own:
 
-    python examples/benchmarks/cil.py --methods wakesleep --set distillation_weight=0 --name no-distillation
+    python examples/benchmarks/cil.py --methods wakesleep --set distillation_weight=0.3 --name distillation
 """
 
 import argparse
