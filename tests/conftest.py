@@ -6,7 +6,7 @@ import tempfile
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_wakesleep_tests_")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # three workers share two cores: some tests wait
 
 import numpy as np
 import pytest
