@@ -229,6 +229,7 @@ def test_settings_are_what_differs_from_the_defaults(make_model, make_args):
         "sleep_steps": 33,
         "sleep_batch_size": 16,
         "sleep_learning_rate": 3e-3,
+        "distillation_weight": 0.3,
         "backbone_learning_rate_ratio": 1.0,
         "lr_scheduler_type": "cosine",
         "seed": 5,
