@@ -60,6 +60,26 @@ SCRATCH_WAKESLEEP = {
     "distillation_weight": 0.0,
 }
 
+CIFAR = Benchmark(
+    title="CIFAR-10, ViT from scratch",
+    folder="cifar10",
+    num_tasks=5,
+    image_size=32,
+    vit={**SMALL_VIT, "patch_size": 8},
+    budget="614400",  # 20 raw images of each class
+    joint_epochs=20,
+    recipe={**SCRATCH, "augmentation": "crop-flip", "webp_quality": 20},
+    wakesleep={
+        **SCRATCH_WAKESLEEP,
+        "augmentation": "crop-flip",
+        "codec": "learned",
+        "codec_quality": 75,
+        "learning_rate": 5e-4,
+        "sleep_steps": 700,
+        "sleep_learning_rate": 5e-4,
+    },
+)
+
 FASHION = Benchmark(
     title="Fashion-MNIST, ViT from scratch",
     folder="fashion_mnist",
@@ -119,23 +139,25 @@ BENCHMARKS = {
             "recall_weight": 0.6,
         },
     ),
-    "S": Benchmark(
-        title="CIFAR-10, ViT from scratch",
-        folder="cifar10",
-        num_tasks=5,
-        image_size=32,
+    "S": CIFAR,
+    "S4": replace(CIFAR, title="CIFAR-10, ViT of patch 4 from scratch", vit={**SMALL_VIT, "patch_size": 4}),
+    "T": Benchmark(
+        title="Tiny-ImageNet, 200 classes at 64 px, ViT from scratch",
+        folder="tiny_imagenet",
+        num_tasks=10,
+        image_size=64,
         vit={**SMALL_VIT, "patch_size": 8},
-        budget="614400",  # 20 raw images of each class
-        joint_epochs=20,
-        recipe={**SCRATCH, "augmentation": "crop-flip", "webp_quality": 20},
+        budget="6MB",  # about 2.5 raw images of each class
+        joint_epochs=24.3,
+        recipe={**SCRATCH, "augmentation": "crop-flip", "batch_size": 128, "webp_quality": 1},
         wakesleep={
             **SCRATCH_WAKESLEEP,
             "augmentation": "crop-flip",
             "codec": "learned",
-            "codec_quality": 75,
-            "learning_rate": 5e-4,
-            "sleep_steps": 700,
-            "sleep_learning_rate": 5e-4,
+            "codec_quality": 50,
+            "per_device_train_batch_size": 128,
+            "sleep_batch_size": 128,
+            "sleep_steps": 350,
         },
     ),
     "F1": Benchmark(
