@@ -112,7 +112,7 @@ class Recall(nn.Module):
         rows, columns = self._triangle()
         freedom = (self.counts.sum() - (self.counts > 0).sum()).clamp(min=1)
         self.means.copy_(means)
-        self.scatter.copy_(covariance[rows, columns] * freedom)
+        self.scatter.copy_(covariance.to(self.scatter.device)[rows, columns] * freedom)
         self._solution = None
 
     def _triangle(self) -> torch.Tensor:

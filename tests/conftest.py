@@ -1,11 +1,11 @@
-"""Small real data, small models and fast settings that all tests share. No network, no GPU."""
+"""Small real data, small models and fast settings that all tests share. No network, and no GPU unless asked for."""
 
 import os
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_wakesleep_tests_")
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("TEST_CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # three workers share two cores: some tests wait
 
 import numpy as np
