@@ -1,0 +1,166 @@
+"""Two tasks of digits, learned by several processes, each forked from one that has imported everything already."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+
+from conftest import FAST, digits_of
+
+STOPPED_AFTER = 3  # steps of a sleep
+SHARDED = {
+    "ACCELERATE_USE_CPU": "true",
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "ViTLayer",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a group of processes ended."""
+
+    exit_codes: list[int]
+    stderr: str  # of all processes, one after the other
+
+
+def launch(folder: Path, processes: int, *accidents: str, **args) -> Ended:
+    """Let so many processes learn, or go on; when one of them fails, those that wait for it are ended, too.
+
+    Args:
+        folder (`Path`): Where they write.
+        processes (`int`): How many.
+        accidents (`str`): What happens to them, see `learn`.
+        args: Training arguments.
+    """
+    folder.mkdir(exist_ok=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "hf_wakesleep.trainer", "accelerate.utils.fsdp_utils"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = [
+        context.Process(target=_work, args=(rank, processes, port, folder, accidents, args))
+        for rank in range(processes)
+    ]
+    for process in group:
+        process.start()
+    wait([process.sentinel for process in group])
+    deadline = time.monotonic() + 30  # for the others to say the same
+    while any(process.is_alive() for process in group):
+        time.sleep(0.1)
+        if any(process.exitcode for process in group) and time.monotonic() > deadline:
+            for process in group:
+                process.kill()
+    errors = [(folder / f"rank-{rank}.err").read_text() for rank in range(processes)]
+    return Ended([process.exitcode for process in group], "".join(errors))
+
+
+def run(folder: Path, processes: int, *accidents: str, **args) -> list[dict]:
+    """Return what each of so many processes saw of two tasks of digits."""
+    ended = launch(folder, processes, *accidents, **args)
+    assert not any(ended.exit_codes), ended.stderr[-3000:]
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(processes)]
+
+
+def _work(rank: int, processes: int, port: int, folder: Path, accidents: tuple[str, ...], args: dict) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    if processes > 1:
+        os.environ.update({name: str(value) for name, value in place.items()})
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if "shard" in accidents:
+        os.environ.update(SHARDED)
+    errors = os.open(folder / f"rank-{rank}.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(errors, 1)
+    os.dup2(errors, 2)
+    learn(folder, accidents, args)
+
+
+def learn(folder: Path, accidents: tuple[str, ...], changes: dict) -> None:
+    """Learn two tasks of digits in this process of the group, and report what came of it.
+
+    Args:
+        folder (`Path`): Where to write.
+        accidents (`tuple[str, ...]`): `"even"` (no accident: all batches are full), `"shard"` (the model is spread
+            over processes), `"leave"`, `"break"` and `"stop"`, which befall one of the processes.
+        changes (`dict`): Training arguments.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+    from datasets import DatasetDict
+    from transformers import ViTConfig, set_seed
+
+    from hf_wakesleep import (
+        ClassIncrementalStream,
+        ContinualTrainer,
+        ContinualTrainingArguments,
+        WakeSleepConfig,
+        WakeSleepForImageClassification,
+    )
+
+    is_even = "even" in accidents
+    data = digits_of(range(4), 64 if is_even else 47)
+    data = data.train_test_split(test_size=0.25, seed=0, stratify_by_column="label" if is_even else None)
+    settings = {**FAST, "use_cpu": True, "codec": "raw", "memory_budget": "30KB", "per_device_eval_batch_size": 7}
+    args = ContinualTrainingArguments(str(folder), **{**settings, **changes})
+    if "shard" in accidents:  # accelerate shards on accelerators only: let it take the CPU for one
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    set_seed(0)
+    vit = ViTConfig(
+        image_size=8, patch_size=2, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
+    )
+    model = WakeSleepForImageClassification(WakeSleepConfig(backbone_config=vit, pooling="mean", image_size=8))
+    stream = ClassIncrementalStream(DatasetDict(data), num_tasks=2, seed=1)
+    trainer = ContinualTrainer(model=model, args=args, stream=stream)
+    _befall(trainer, accidents)
+    trainer.train(resume_from_checkpoint=True)
+    if "shard" in accidents:
+        assert trainer.accelerator.is_fsdp2
+    report = {"world": args.world_size, **_describe(trainer)}
+    (folder / f"rank-{args.process_index}.json").write_text(json.dumps(report))
+    trainer.accelerator.end_training()
+
+
+def _befall(trainer, accidents: tuple[str, ...]) -> None:
+    from hf_wakesleep.replay import Replay
+
+    rank = trainer.args.process_index
+    if "leave" in accidents:  # one process changes a weight for itself
+        trainer.sleep = lambda: trainer.model.head.classifier.bias.data.add_(rank)
+    if "break" in accidents:  # one process has an infinite loss
+        watch = trainer.guard.watch
+        trainer.guard.watch = lambda loss: watch(loss / (rank or trainer.state.global_step != 3))
+    if "stop" in accidents and rank == 1:  # a signal reaches one process only
+        take_step = Replay._take_step
+
+        def stopping(replay):
+            if replay.step == STOPPED_AFTER:
+                os.kill(os.getpid(), signal.SIGTERM)
+            take_step(replay)
+
+        Replay._take_step = stopping
+
+
+def _describe(trainer) -> dict:
+    digest = hashlib.sha256()
+    for name, value in sorted(trainer.model.state_dict().items()):
+        digest.update(name.encode() + value.numpy().tobytes())
+    images, labels = trainer.memory.read(range(len(trainer.memory)))
+    # in any order: herding follows the features to the last bit
+    pairs = sorted((label.item(), image.numpy().tobytes()) for image, label in zip(images, labels, strict=True))
+    return {
+        "weights": digest.hexdigest(),
+        "memory": hashlib.sha256(repr(pairs).encode()).hexdigest(),
+        "codes": len(trainer.memory),
+        "counts": trainer.model.head.recall.counts.tolist(),
+        "matrix": trainer.history.accuracy_matrix,
+    }
