@@ -98,7 +98,8 @@ def consolidate(  # noqa: PLR0913
             were right: they are carried along from there, instead of computed anew from memory.
         place (`tuple[int, ...]`, defaults to `(0,)`): Number of the task, from 0, and for a nap the step of wake that
             it falls on; part of the seed.
-        accelerator (`Accelerator`, *optional*): Needed for several processes and for mixed precision.
+        accelerator (`Accelerator`, *optional*): Needed for several processes and for mixed precision. `model` and
+            `teacher` are moved to its device; to that of `args` if it is missing.
         guard ([`StepGuard`], *optional*): Judges the loss of every step; made from `args` if missing.
         lora_config (`peft.LoraConfig`, *optional*): Factors that `sleep_plasticity="lora"` trains and merges; of rank
             `lora_rank` in all linear layers if missing.
@@ -119,8 +120,9 @@ def consolidate(  # noqa: PLR0913
             "Sleep replays memories, but the memory is empty. Write a task first, or pass `sleep_steps=0`."
         )
     start, is_nap = time.perf_counter(), len(place) > 1
-    accelerator = accelerator or Accelerator(cpu=model.device.type == "cpu")
-    bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    accelerator = accelerator or Accelerator()
+    bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False).to(accelerator.device)
+    teacher = None if teacher is None else teacher.to(accelerator.device)
     bare.__dict__.pop("_is_accelerate_prepared", None)  # a wrapper of wake knows only what wake trained
     guard = guard or StepGuard(args, accelerator)
     with _memory_advice("`sleep_batch_size`", args.sleep_batch_size):
