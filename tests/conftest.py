@@ -110,10 +110,11 @@ def make_args(tmp_path):
 
 
 @pytest.fixture
-def asleep(make_model, digits):
-    """Return a model of four classes, a memory of all training digits, and a reader."""
+def asleep(make_model, make_args, digits):
+    """Return a model of four classes where it is trained, a memory of all training digits, and a reader."""
     model = make_model()
     model.grow(NAMES, torch.Generator().manual_seed(0))
+    model.to(make_args().device)
     reader = ImageReader(make_image_processor(model.config))
     task = ClassIncrementalStream(digits, num_tasks=1)[0]
     images = TaskImages(task.train_dataset, model.config.label2id, "digits")
@@ -124,8 +125,8 @@ def asleep(make_model, digits):
 
 
 def equal_states(first: torch.nn.Module, second: torch.nn.Module) -> bool:
-    """Whether two modules hold the same tensors under the same names, bit for bit."""
+    """Whether two modules hold the same tensors under the same names, bit for bit, wherever they are."""
     one, two = first.state_dict(), second.state_dict()
     return one.keys() == two.keys() and all(
-        one[name].dtype == two[name].dtype and torch.equal(one[name], two[name]) for name in one
+        one[name].dtype == two[name].dtype and torch.equal(one[name].cpu(), two[name].cpu()) for name in one
     )

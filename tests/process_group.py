@@ -74,6 +74,7 @@ def run(folder: Path, processes: int, *accidents: str, **args) -> list[dict]:
 
 def _work(rank: int, processes: int, port: int, folder: Path, accidents: tuple[str, ...], args: dict) -> None:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if processes > 1:
         os.environ.update({name: str(value) for name, value in place.items()})
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))

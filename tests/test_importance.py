@@ -17,7 +17,7 @@ def test_importance_is_the_mean_squared_gradient_of_the_log_likelihood(asleep, m
     for position in positions:
         image, label = memory.read([position])
         model.zero_grad()
-        model(reader.normalise(image)).classifier_logits.softmax(dim=-1)[0, label].log().backward()
+        model(reader.normalise(image).to(model.device)).classifier_logits.softmax(dim=-1)[0, label].log().backward()
         for name, parameter in model.named_parameters():
             expected[name] += 0 if parameter.grad is None else parameter.grad**2 / 7
     assert found.keys() == expected.keys()

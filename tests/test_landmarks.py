@@ -155,21 +155,23 @@ def test_recall_follows_a_trained_backbone_with_the_statistics_of_all_images(asl
     """A quarter of the images is remembered; the statistics of all of them survive a change of the weights."""
     model, memory, reader = asleep
     images, labels = memory.read(np.arange(len(memory)))
+    pixel_values = reader.normalise(images).to(model.device)
     with torch.no_grad():
         model.head.recall.reset()
-        model.head.recall.update(model.eval().extract_features(reader.normalise(images)), labels)
+        model.head.recall.update(model.eval().extract_features(pixel_values), labels.to(model.device))
     few = SemiParametricMemory(RawCodec(), None, memory.classes)
     few.write(few.codec.encode(images[::4]), labels[::4].numpy(), task=0)
     args = make_args()
     before = landmark_features(model, few, reader, args)
     with torch.no_grad():
         for parameter in model.backbone.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4)))
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4))
+            parameter.add_(0.02 * noise.to(model.device))
         expected = Recall(32, 4, model.config.recall_shrinkage)
-        expected.update(model.extract_features(reader.normalise(images)), labels)
+        expected.update(model.extract_features(pixel_values).cpu(), labels)
     gaps = {}
     for name, place in (("carry", before), ("recompute", None)):
         trial = copy.deepcopy(model)
         update_recall(trial, few, reader, args, 0, place)
-        gaps[name] = (trial.head.recall.means - expected.means).norm().item()
+        gaps[name] = (trial.head.recall.means.cpu() - expected.means).norm().item()
     assert gaps["carry"] < 0.5 * gaps["recompute"]

@@ -44,7 +44,7 @@ LORA = {
 
 @pytest.fixture
 def accelerator():
-    return Accelerator(cpu=True)
+    return Accelerator()
 
 
 def tree(model) -> list:

@@ -18,12 +18,12 @@ def test_statistics_are_those_of_all_decoded_memories(asleep, make_args):
     update_recall(model, memory, reader, make_args(per_device_eval_batch_size=7))
     images, labels = memory.read(np.arange(len(memory)))
     with torch.no_grad():
-        features = model.eval().extract_features(reader.normalise(images))
-    expected = Recall(32, 4, model.config.recall_shrinkage)
+        features = model.eval().extract_features(reader.normalise(images).to(model.device)).cpu()
+    expected, recall = Recall(32, 4, model.config.recall_shrinkage), model.head.recall.cpu()
     expected.update(features, labels)
-    assert model.head.recall.counts.tolist() == [100] * 4
-    torch.testing.assert_close(model.head.recall.means, expected.means, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(model.head.recall.scatter, expected.scatter, rtol=1e-3, atol=1e-2)
+    assert recall.counts.tolist() == [100] * 4
+    torch.testing.assert_close(recall.means, expected.means, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(recall.scatter, expected.scatter, rtol=1e-3, atol=1e-2)
 
 
 def test_the_weight_of_recall_follows_the_better_half(asleep, make_args):

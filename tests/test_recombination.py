@@ -56,10 +56,10 @@ def test_alignment_teaches_the_classifier_what_recall_knows(asleep, make_args):
     backbone, recall = copy.deepcopy(model.backbone), copy.deepcopy(model.head.recall)
     images, labels = memory.read(np.arange(len(memory)))
     with torch.no_grad():
-        features = model.eval().extract_features(reader.normalise(images))
+        features = model.eval().extract_features(reader.normalise(images).to(model.device))
 
     def accuracy(part):
-        return (part(features).argmax(dim=-1) == labels).float().mean().item()
+        return (part(features).argmax(dim=-1).cpu() == labels).float().mean().item()
 
     before = accuracy(model.head.classifier)
     loss = align_classifier(model, make_args(alignment_steps=200, sleep_learning_rate=3e-2), task=0)

@@ -255,8 +255,12 @@ def make_small(make_trainer):  # noqa: F811
     """Return a function that builds trainers of two tasks of 4 steps awake and 4 asleep, with a checkpoint every 2."""
     data = digits_of(range(4), 16)
     settings = {"per_device_train_batch_size": 8, "sleep_steps": 4, "save_strategy": "steps", "save_steps": 2}
-    return lambda folder: make_trainer(
-        output_dir=folder, stream=ClassIncrementalStream(data, num_tasks=2), forward_transfer=False, **settings
+    return lambda folder, **changes: make_trainer(
+        output_dir=folder,
+        stream=ClassIncrementalStream(data, num_tasks=2),
+        forward_transfer=False,
+        **settings,
+        **changes,
     )
 
 
@@ -299,7 +303,7 @@ def test_a_signal_in_a_pass_ends_after_it_and_nothing_is_lost(make_small, tmp_pa
 
 
 def test_a_second_signal_in_a_pass_ends_at_once(make_small, tmp_path, monkeypatch):
-    stopped = make_small("stopped")
+    stopped = make_small("stopped", use_cpu=True)  # a GPU does not survive a fork
     with monkeypatch.context() as patch:
         patch.setattr(WebPCodec, "encode", send_at(2, WebPCodec.encode, times=2))
         process = multiprocessing.get_context("fork").Process(target=stopped.train)

@@ -16,7 +16,7 @@ from hf_wakesleep.replay import distillation, snapshot
 def accuracy(model, memory, reader, part="logits") -> float:
     images, labels = memory.read(np.arange(len(memory)))
     with torch.no_grad():
-        logits = getattr(model.eval()(reader.normalise(images)), part)
+        logits = getattr(model.eval()(reader.normalise(images).to(model.device)), part).cpu()
     return (logits.argmax(dim=-1) == labels).float().mean().item()
 
 
@@ -99,7 +99,7 @@ def test_a_heavy_distillation_keeps_the_old_answers(asleep, make_args):
         args = make_args(distillation_weight=weight, sleep_steps=30, learning_rate=1e-3)
         consolidate(sleeper, memory, reader, args, teacher=teacher)
         with torch.no_grad():
-            new, old = (m.eval()(reader.normalise(images)).classifier_logits for m in (sleeper, teacher))
+            new, old = (m.eval()(reader.normalise(images).to(m.device)).classifier_logits for m in (sleeper, teacher))
         drift.append(F.kl_div(new.log_softmax(-1), old.log_softmax(-1), log_target=True, reduction="batchmean"))
     assert drift[1] < 0.2 * drift[0]
 

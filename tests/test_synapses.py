@@ -46,8 +46,9 @@ def some(model, seed=0) -> Synapses:
 
 def assert_kept(synapses, before, after):
     """Assert that frozen entries are bit-identical in two models, and that others are not."""
+    before = copy.deepcopy(before).cpu()
     masks, changed = synapses.masks(before), 0
-    after = dict(after.named_parameters())
+    after = dict(copy.deepcopy(after).cpu().named_parameters())
     for name, value in before.named_parameters():
         now, mask = after[name][tuple(slice(size) for size in value.shape)], masks[name]
         assert torch.equal(now[mask].view(torch.int32), value[mask].view(torch.int32)), name
@@ -181,7 +182,7 @@ def test_each_sleep_freezes_more_and_moves_nothing_that_is_frozen(asleep, make_a
     model, memory, reader = asleep
     args = make_args(**FREEZING, weight_decay=0.1, max_grad_norm=0.1)
     never = make_args()
-    accelerator = Accelerator(cpu=True, mixed_precision=precision)
+    accelerator = Accelerator(mixed_precision=precision)
     first = consolidate(model, memory, reader, args, accelerator=accelerator)
     before, synapses = copy.deepcopy(model), memory.synapses
     second = consolidate(model, memory, reader, args, place=(1,), accelerator=accelerator)

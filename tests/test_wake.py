@@ -22,7 +22,8 @@ def awake(make_model, make_args, digits):
     task = ClassIncrementalStream(digits, num_tasks=1)[0]
     model.grow(list(task.classes))
     reader = ImageReader(make_image_processor(model.config))
-    wake = WakePass(model, reader, make_args(per_device_eval_batch_size=30), Accelerator(cpu=True))
+    args = make_args(per_device_eval_batch_size=30)
+    wake = WakePass(model.to(args.device), reader, args, Accelerator())
     images = [TaskImages(part, model.config.label2id, "digits") for part in (task.train_dataset, task.eval_dataset)]
     return wake, task, images
 
@@ -36,11 +37,11 @@ def test_every_image_is_written_once_and_counted_once(awake):
     assert sorted(memory.codec.encode(pixels)) == sorted(memory.codec.encode(memory.read(np.arange(len(memory)))[0]))
     assert memory.tasks.tolist() == [2] * 400
     with torch.no_grad():
-        features = wake.model.eval().extract_features(wake.reader.normalise(pixels))
-    expected = Recall(32, 4, 0.3)
+        features = wake.model.eval().extract_features(wake.reader.normalise(pixels).to(wake.model.device)).cpu()
+    expected, recall = Recall(32, 4, 0.3), wake.model.head.recall.cpu()
     expected.update(features, labels)
-    assert torch.equal(wake.model.head.recall.counts, expected.counts)
-    torch.testing.assert_close(wake.model.head.recall.means, expected.means, rtol=1e-4, atol=1e-5)
+    assert torch.equal(recall.counts, expected.counts)
+    torch.testing.assert_close(recall.means, expected.means, rtol=1e-4, atol=1e-5)
     assert equal_states(wake.model.backbone, weights.backbone)
     assert equal_states(wake.model.head.classifier, weights.head.classifier)
 
@@ -49,7 +50,7 @@ def test_the_two_selections_keep_different_images_and_repeat(awake):
     wake, task, (images, _) = awake
     pixels, labels = wake.reader.read([images[row] for row in range(len(images))])
     with torch.no_grad():
-        features = wake.model.eval().extract_features(wake.reader.normalise(pixels)).numpy()
+        features = wake.model.eval().extract_features(wake.reader.normalise(pixels).to(wake.model.device))
     kept = {}
     for selection in ("reservoir", "herding", "herding"):
         wake.args.memory_selection = selection
@@ -60,7 +61,7 @@ def test_the_two_selections_keep_different_images_and_repeat(awake):
         kept[selection] = codes
     assert 4 < len(kept["herding"]) < 100
     assert set(kept["herding"]) != set(kept["reservoir"])
-    ranks = herding_ranks(features, labels.numpy())
+    ranks = herding_ranks(features.cpu().numpy(), labels.numpy())
     per_class = min(np.bincount(memory.labels))
     chosen = np.concatenate([np.flatnonzero((labels.numpy() == c) & (ranks < per_class)) for c in range(4)])
     assert set(memory.codec.encode(pixels[chosen])) <= set(kept["herding"])
