@@ -1,8 +1,7 @@
-"""Two tasks of digits, learned by several processes, each forked from one that has imported everything already."""
+"""Two tasks of digits, learned by several processes."""
 
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -12,6 +11,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from conftest import FAST, digits_of
+from forked import forkserver, send_output_to
 
 STOPPED_AFTER = 3  # steps of a sleep
 SHARDED = {
@@ -30,7 +30,7 @@ class Ended:
     """How a group of processes ended."""
 
     exit_codes: list[int]
-    stderr: str  # of all processes, one after the other
+    output: str  # of all processes, one after the other
 
 
 def launch(folder: Path, processes: int, *accidents: str, **args) -> Ended:
@@ -43,13 +43,11 @@ def launch(folder: Path, processes: int, *accidents: str, **args) -> Ended:
         args: Training arguments.
     """
     folder.mkdir(exist_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "hf_wakesleep.trainer", "accelerate.utils.fsdp_utils"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     group = [
-        context.Process(target=_work, args=(rank, processes, port, folder, accidents, args))
+        forkserver().Process(target=_work, args=(rank, processes, port, folder, accidents, args))
         for rank in range(processes)
     ]
     for process in group:
@@ -61,14 +59,14 @@ def launch(folder: Path, processes: int, *accidents: str, **args) -> Ended:
         if any(process.exitcode for process in group) and time.monotonic() > deadline:
             for process in group:
                 process.kill()
-    errors = [(folder / f"rank-{rank}.err").read_text() for rank in range(processes)]
-    return Ended([process.exitcode for process in group], "".join(errors))
+    logs = [(folder / f"rank-{rank}.log").read_text() for rank in range(processes)]
+    return Ended([process.exitcode for process in group], "".join(logs))
 
 
 def run(folder: Path, processes: int, *accidents: str, **args) -> list[dict]:
     """Return what each of so many processes saw of two tasks of digits."""
     ended = launch(folder, processes, *accidents, **args)
-    assert not any(ended.exit_codes), ended.stderr[-3000:]
+    assert not any(ended.exit_codes), ended.output[-3000:]
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(processes)]
 
 
@@ -80,9 +78,7 @@ def _work(rank: int, processes: int, port: int, folder: Path, accidents: tuple[s
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if "shard" in accidents:
         os.environ.update(SHARDED)
-    errors = os.open(folder / f"rank-{rank}.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(errors, 1)
-    os.dup2(errors, 2)
+    send_output_to(folder / f"rank-{rank}.log")
     learn(folder, accidents, args)
 
 

@@ -3,12 +3,12 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import digits_of
+from forked import run_script
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
@@ -20,20 +20,22 @@ SHORT = ["--num_train_epochs", "1", "--disable_tqdm", "true"]
 SHORT_SLEEP = ["--sleep_steps", "3"]
 
 
-def run(command, cwd, succeeds=True) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+def run(script, *args, cwd, succeeds=True) -> subprocess.CompletedProcess:
+    done = run_script(EXAMPLES / script, *args, cwd=cwd)
     assert (done.returncode == 0) == succeeds, done.stderr[-3000:]
     return done
 
 
 def train(cwd, *args, succeeds=True):
-    return run([sys.executable, str(EXAMPLES / "train_cil.py"), *SHORT, *args], cwd, succeeds)
+    return run("train_cil.py", *SHORT, *args, cwd=cwd, succeeds=succeeds)
 
 
 def test_the_main_job_runs_without_arguments_and_learns(tmp_path):
     """The default command as the README gives it, whole: about a minute."""
-    done = run(["accelerate", "launch", str(EXAMPLES / "train_cil.py")], tmp_path)
+    command = ["accelerate", "launch", str(EXAMPLES / "train_cil.py")]
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
     history = json.loads((tmp_path / "out" / "digits" / "history.json").read_text())
     assert history["pooled_accuracy"][-1] >= 0.93
     assert history["forgetting"][-1] <= 0.06
@@ -92,22 +94,21 @@ def test_wrong_arguments_end_with_one_clear_line(tmp_path):
 
 
 def test_methods_are_compared_over_seeds(tmp_path):
-    command = [sys.executable, str(EXAMPLES / "benchmarks" / "compare.py"), "--methods", "wakesleep", "recall"]
-    command += ["--seeds", "1", "2", "--output_dir", "cmp", "--", *SHORT, "--num_tasks", "2"]
-    command += ["--sleep_batch_size", "4"]
-    done = run(command, tmp_path)
+    args = ["benchmarks/compare.py", "--methods", "wakesleep", "recall", "--seeds", "1", "2", "--output_dir", "cmp"]
+    args += ["--", *SHORT, "--num_tasks", "2", "--sleep_batch_size", "4"]
+    done = run(*args, cwd=tmp_path)
     table = (tmp_path / "cmp" / "compare.md").read_text()
     assert table.splitlines()[2].startswith("| wakesleep |")
     assert " ± " in table
     assert table.strip() in done.stdout
     assert (tmp_path / "cmp" / "compare.png").exists()
-    assert "task-01" not in run(command, tmp_path).stdout  # nothing is run again
+    assert "task-01" not in run(*args, cwd=tmp_path).stdout  # nothing is run again
 
 
 def test_a_codec_is_trained_and_fits_the_package(tmp_path):
     digits_of(range(2), 8).to_parquet(tmp_path / "digits.parquet")
-    script = [sys.executable, str(EXAMPLES / "train_codec.py"), "--dataset_name", "parquet"]
-    run([*script, "--data_files", "digits.parquet", "--max_steps", "3", "--count_batches", "1"], tmp_path)
+    args = ["--dataset_name", "parquet", "--data_files", "digits.parquet", "--max_steps", "3", "--count_batches", "1"]
+    run("train_codec.py", *args, cwd=tmp_path)
     assert not (tmp_path / "codec.safetensors.checkpoint").exists()
     LearnedNetworks().unpack(load_file(tmp_path / "codec.safetensors"))
 
@@ -117,8 +118,7 @@ def test_a_learned_memory_is_written_and_inspected_beside_its_originals(tmp_path
     data.to_parquet(tmp_path / "train.parquet")
     args = ["--train_file", "train.parquet", "--test_file", "train.parquet", "--num_tasks", "2", "--codec", "learned"]
     train(tmp_path, *args, "--codec_fit_steps", "2", "--codec_target_bytes", "30", *SHORT_SLEEP, "--output_dir", "out")
-    script = [sys.executable, str(EXAMPLES / "inspect_memory.py"), "out/task-02"]
-    done = run([*script, "--data_files", "train.parquet"], tmp_path)
+    done = run("inspect_memory.py", "out/task-02", "--data_files", "train.parquet", cwd=tmp_path)
     assert "24 codes by 'learned'" in done.stdout
     assert "originals above their memories" in done.stdout
     with Image.open(tmp_path / "memory.png") as picture:
@@ -127,8 +127,8 @@ def test_a_learned_memory_is_written_and_inspected_beside_its_originals(tmp_path
 
 def test_rate_and_distortion_of_all_codecs_are_compared(tmp_path):
     digits_of(range(2), 4).to_parquet(tmp_path / "test.parquet")
-    script = [sys.executable, str(EXAMPLES / "benchmarks" / "rate_distortion.py"), "--data_files", "test.parquet"]
-    done = run([*script, "--image_size", "32", "--count", "4", "--output_dir", "out"], tmp_path)
+    args = ["--data_files", "test.parquet", "--image_size", "32", "--count", "4", "--output_dir", "out"]
+    done = run("benchmarks/rate_distortion.py", *args, cwd=tmp_path)
     curves = json.loads((tmp_path / "out" / "rate_distortion.json").read_text())["curves"]
     assert set(curves) == {"learned", "WebP", "JPEG", "AVIF"}
     assert all(size > 0 for curve in curves.values() for size, _ in curve)
@@ -136,8 +136,8 @@ def test_rate_and_distortion_of_all_codecs_are_compared(tmp_path):
 
 
 def test_the_cost_of_decoding_is_a_share_of_a_step(tmp_path):
-    script = [sys.executable, str(EXAMPLES / "benchmarks" / "decoding.py"), "--batch_size", "2", "--image_size", "32"]
-    done = run([*script, "--repetitions", "1"], tmp_path)
+    args = ["--batch_size", "2", "--image_size", "32", "--repetitions", "1"]
+    done = run("benchmarks/decoding.py", *args, cwd=tmp_path)
     assert [line.split(" | ")[0] for line in done.stdout.splitlines()[3:5]] == ["| learned", "| webp"]
 
 
@@ -147,9 +147,18 @@ def test_selections_are_compared_over_class_orders(tmp_path):
     for part in (ViTModel(vit), ViTImageProcessor()):
         part.save_pretrained(tmp_path / "vit")
     digits_of(range(4), 8).to_parquet(tmp_path / "digits.parquet")
-    script = [sys.executable, str(EXAMPLES / "benchmarks" / "selection.py"), "--image_size", "8", "--num_tasks", "2"]
-    files = ["--train_file", "digits.parquet", "--test_file", "digits.parquet", "--backbone", "vit"]
-    run([*script, *files, "--budgets", "4000", "5000", "--seeds", "1", "2", "--output_dir", "out"], tmp_path)
+    args = [
+        "--train_file",
+        "digits.parquet",
+        "--test_file",
+        "digits.parquet",
+        "--backbone",
+        "vit",
+        "--image_size",
+        "8",
+    ]
+    args += ["--num_tasks", "2", "--budgets", "4000", "5000", "--seeds", "1", "2", "--output_dir", "out"]
+    run("benchmarks/selection.py", *args, cwd=tmp_path)
     found = json.loads((tmp_path / "out" / "selection.json").read_text())
     assert set(found) == {"reservoir", "sample", "herding"}
     assert all(len(run) == 2 for budgets in found.values() for runs in budgets.values() for run in runs)

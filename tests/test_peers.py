@@ -256,9 +256,9 @@ def test_costs_of_smc_grow_with_the_tasks(make_learner):
 
 
 def test_a_grid_is_run_once_and_reported(tmp_path, monkeypatch, capsys):
-    command = [str(BENCHMARKS / "cil.py"), "--quiet", "--bf16", "--images_per_task", "96", "--output_dir", "out"]
+    command = ["benchmarks/cil.py", "--quiet", "--bf16", "--images_per_task", "96", "--output_dir", "out"]
     ours = ["--set", "sleep_steps=2", "num_train_epochs=1", "--name", "short"]
-    done = run([sys.executable, *command, *ours, "--methods", "wakesleep", "slda", "--seeds", "1"], tmp_path)
+    done = run(*command, *ours, "--methods", "wakesleep", "slda", "--seeds", "1", cwd=tmp_path)
     assert (tmp_path / "out" / "cil.md").read_text().split("\n\n")[0] in done.stdout
     assert not (tmp_path / "out" / "stages").exists()
     more = ["--methods", "replay", "slda", "--budgets", "60KB", "100KB", "--seeds", "1", "2"]
@@ -293,5 +293,5 @@ def test_the_domains_of_a_benchmark_are_its_images_turned(tmp_path):
 
 
 def test_peers_that_need_new_classes_learn_no_domains(tmp_path):
-    command = [sys.executable, str(BENCHMARKS / "cil.py"), "--benchmark", "R", "--methods", "icarl", "replay"]
-    assert "icarl cannot learn tasks without new classes" in run(command, tmp_path, succeeds=False).stderr
+    command = ["benchmarks/cil.py", "--benchmark", "R", "--methods", "icarl", "replay"]
+    assert "icarl cannot learn tasks without new classes" in run(*command, cwd=tmp_path, succeeds=False).stderr

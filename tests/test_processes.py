@@ -89,7 +89,7 @@ def test_shards_learn_what_whole_models_learn_and_can_be_stopped(tmp_path):
     assert shards[0] == shards[1]
     assert_same_weights(tmp_path / "whole" / "task-01", tmp_path / "shards" / "task-01")
     assert pooled(shards[0]) == pytest.approx(pooled(whole), abs=1 / 64)  # one image, as above
-    assert "Stopped by signal 15" in launch(tmp_path / "stopped", 2, "even", "shard", "stop", **settings).stderr
+    assert "Stopped by signal 15" in launch(tmp_path / "stopped", 2, "even", "shard", "stop", **settings).output
     assert run(tmp_path / "stopped", 2, "even", "shard", **settings) == shards
 
 
@@ -117,7 +117,7 @@ def test_the_launch_file_of_two_cpu_processes_starts_two(tmp_path):
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(learned, tmp_path):
     ended = launch(tmp_path / "out", 2, "stop", **LEARNING)
     assert ended.exit_codes == [128 + signal.SIGTERM] * 2
-    assert ended.stderr.count("Stopped by signal 15") >= 2
+    assert ended.output.count("Stopped by signal 15") >= 2
     checkpoints = (tmp_path / "out" / "checkpoints" / "task-01").glob("checkpoint-*")
     last = max(int(path.name.removeprefix("checkpoint-")) for path in checkpoints)
     assert last == 4 * 5 + STOPPED_AFTER + 1  # steps of wake and of sleep
@@ -127,12 +127,12 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(learned
 def test_a_loss_of_one_of_two_processes_that_is_not_finite_stops_both(learned, tmp_path):
     ended = launch(tmp_path / "out", 2, "break", **LEARNING)
     assert all(ended.exit_codes)
-    assert ended.stderr.count("Expected a finite loss, but that of step 4 of the wake of task-01") >= 2
+    assert ended.output.count("Expected a finite loss, but that of step 4 of the wake of task-01") >= 2
     assert run(tmp_path / "out", 2, **LEARNING) == learned[0]
 
 
 def test_processes_that_hold_different_weights_are_found_out(tmp_path):
     ended = launch(tmp_path / "out", 2, "leave", **LEARNING)
     assert all(ended.exit_codes)
-    assert "hold the same after task-01, but on [1] not the same as on 0: head.classifier.bias." in ended.stderr
+    assert "hold the same after task-01, but on [1] not the same as on 0: head.classifier.bias." in ended.output
     assert not (tmp_path / "out" / "task-01").exists()

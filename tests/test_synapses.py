@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from conftest import NAMES
+from process_group import run
 from safetensors.torch import save_file
-from test_processes import run
 from test_resume import stop_at
 from test_trainer import StopAt, StopError, assert_same_end, make_stream, make_trainer  # noqa: F401, F811
 from transformers import Adafactor

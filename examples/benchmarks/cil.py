@@ -5,10 +5,10 @@ r"""Continual learning: `wakesleep` against published methods on one stream, wit
         --budgets 2MB --data_dir DATA --backbone PATH_OR_HUB_NAME --bf16 --output_dir out/cil-P
 
 Benchmark D tests the harness on scikit-learn's digits, which needs no data; P starts from a pretrained ViT; S, F1 and
-F2 start from scratch, and so does R, whose tasks are domains: the same classes, turned. All methods learn the same
-tasks in the same order with the same model; those that train see the same number of images: `--images_per_task`, by
-default what `wakesleep` sees. Everything that is kept of the stream counts as memory. Each run becomes one file in
-`runs`, and is not run again; table and plots are of all files there.
+F2 start from scratch, and so do R, whose tasks are domains: the same classes, turned, and S4 and T, which take hours
+without a GPU. All methods learn the same tasks in the same order with the same model; those that train see the same
+number of images: `--images_per_task`, by default what `wakesleep` sees. Everything that is kept of the stream counts
+as memory. Each run becomes one file in `runs`, and is not run again; table and plots are of all files there.
 
 `--set name=value` overrides a training argument of `wakesleep`, under a `--name` of its own:
 
