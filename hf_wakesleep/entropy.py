@@ -18,6 +18,7 @@ OFFSETS = MEAN_STEPS // 2 + 1  # distances of a mean from the nearest whole numb
 LEVELS = 8  # magnitudes above the last level share its probability
 SURE = 64  # a latent that differs from its expectation with a probability below SURE / ONE is not coded
 ONE = 2**16  # probabilities are stored in units of 1 / ONE
+UNDECODABLE = "Expected a code of the learned codec, got bytes that do not decode."
 _MAGNITUDE_MAX = 1024
 _BERNOULLI = constriction.stream.model.Bernoulli(perfect=False)
 _PRIOR_WEIGHT = 32.0
@@ -183,7 +184,7 @@ class Reader:
             exceeds = self._decode(active, width, probabilities.exceeds[scales[active], min(level, LEVELS) - 1])
             active, level = active[exceeds], level + 1
             if level > _MAGNITUDE_MAX:
-                raise CodecError("Expected a code of the learned codec, got bytes that do not decode.")
+                raise CodecError(UNDECODABLE)
         side = contexts.side.ravel()[different]
         latents = contexts.nearest.flatten()
         latents[different] += distance[different] * np.where(agrees, side, -side)
@@ -192,7 +193,10 @@ class Reader:
     def _decode(self, active: np.ndarray, width: int, probabilities: np.ndarray) -> np.ndarray:
         outcomes = np.zeros(len(active), dtype=bool)
         for row, part in _rows(active, width, len(self._decoders)):
-            outcomes[part] = self._decoders[row].decode(_BERNOULLI, probabilities[part])
+            try:
+                outcomes[part] = self._decoders[row].decode(_BERNOULLI, probabilities[part])
+            except AssertionError as error:  # of constriction, for bytes that no encoder gives
+                raise CodecError(UNDECODABLE) from error
         return outcomes
 
 

@@ -17,7 +17,7 @@ from .codec import Codec, CodecError, check_side
 from .codec_networks import COARSEST_STEP, FINEST_STEP, FIT_LAYERS, LearnedNetworks
 from .codec_training import CodecTraining
 from .context import MEAN_STEPS, SCALES, Pass, passes
-from .entropy import Contexts, Reader, Writer
+from .entropy import UNDECODABLE, Contexts, Reader, Writer
 from .tone import VALUES, fit_tone
 from .transforms import BLOCK, LATENT_MAX, LATENTS, STEP_INDICES, pad_to_blocks
 
@@ -219,7 +219,7 @@ class LearnedCodec(Codec):
             )
             coded = code(contexts, one)
             if max(coded.max(), -coded.min()) > LATENT_MAX:
-                raise CodecError("Expected a code of the learned codec, got bytes that do not decode.")
+                raise CodecError(UNDECODABLE)
             coded = torch.from_numpy(coded).float().unflatten(1, (one.stop - one.start, -1))
             latents.flatten(2)[:, one.start : one.stop].index_copy_(2, one.places, coded)
         return latents

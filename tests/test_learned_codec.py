@@ -1,6 +1,7 @@
 """LearnedCodec: small codes that decode everywhere to the same pixels, or to one kind of error."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
+from test_codec import damaged
 
 from hf_wakesleep import CodecError, LearnedCodec, SemiParametricMemory
 from hf_wakesleep.codec_networks import FIT_LAYERS
-from hf_wakesleep.learned_codec import WEIGHTS_FOLDER
+from hf_wakesleep.learned_codec import WEIGHTS_FOLDER, _Header
 
 CODEC = LearnedCodec(quality=30)
 CODES = Path(__file__).parent / "codes"
@@ -112,6 +114,18 @@ def test_a_truncated_or_longer_code_is_refused():
     for other in (*(code[:end] for end in range(len(code))), code + b"\1"):
         with pytest.raises(CodecError, match="Expected"):
             CODEC.decode([other])
+
+
+def test_payloads_that_are_forged_under_a_right_check_give_an_image_or_one_kind_of_error():
+    generator = np.random.default_rng(0)
+    header = _Header.read(CODEC.encode([photograph(24)])[0], CODEC._seed)
+    for _ in range(200):
+        forged = replace(header, payload=damaged(header.payload, generator)).write(CODEC._seed)
+        try:
+            (image,) = CODEC.decode([forged])
+        except CodecError:
+            continue
+        assert image.shape == (3, 24, 24)
 
 
 def test_a_fitted_codec_takes_fewer_bytes_for_images_of_its_kind():
