@@ -232,7 +232,7 @@ def test_derpp_stores_the_logits_of_its_steps_and_adds_three_losses(make_learner
 @pytest.mark.parametrize("name", sorted(set(PEERS) - {"joint"}))
 def test_peers_see_as_many_images_and_keep_to_their_budget(make_learner, name):
     kind, budget = PEERS[name], 20_000
-    peer = make_learner(kind, budget=budget, from_scratch=True)
+    peer = make_learner(kind, budget=budget, from_scratch=True, bf16=True)
     for task in range(3):
         peer.begin([f"{task}-{index}" for index in range(2)])
         labels = 2 * task + torch.arange(24) % 2
@@ -256,7 +256,7 @@ def test_costs_of_smc_grow_with_the_tasks(make_learner):
 
 
 def test_a_grid_is_run_once_and_reported(tmp_path, monkeypatch, capsys):
-    command = ["benchmarks/cil.py", "--quiet", "--bf16", "--images_per_task", "96", "--output_dir", "out"]
+    command = ["benchmarks/cil.py", "--quiet", "--images_per_task", "96", "--output_dir", "out"]
     ours = ["--set", "sleep_steps=2", "num_train_epochs=1", "--name", "short"]
     done = run(*command, *ours, "--methods", "wakesleep", "slda", "--seeds", "1", cwd=tmp_path)
     assert (tmp_path / "out" / "cil.md").read_text().split("\n\n")[0] in done.stdout
