@@ -18,11 +18,11 @@ def forkserver() -> multiprocessing.context.ForkServerContext:
     return context
 
 
-def send_output_to(path: Path) -> None:
-    """Let everything that this process prints go to a file."""
+def send_output_to(path: Path, *streams: int) -> None:
+    """Let what this process prints go to a file: 1 for its output, 2 for its errors."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    for stream in streams:
+        os.dup2(file, stream)
 
 
 def run_script(script: Path, *args: str, cwd: Path) -> subprocess.CompletedProcess:
@@ -36,8 +36,8 @@ def run_script(script: Path, *args: str, cwd: Path) -> subprocess.CompletedProce
 
 
 def _run(script: Path, args: tuple[str, ...], cwd: Path, folder: Path) -> None:
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
+    send_output_to(folder / "stdout", 1)
+    send_output_to(folder / "stderr", 2)
     os.chdir(cwd)
     sys.argv, sys.path[0] = [str(script), *args], str(script.parent)
     runpy.run_path(str(script), run_name="__main__")

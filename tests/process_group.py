@@ -78,7 +78,7 @@ def _work(rank: int, processes: int, port: int, folder: Path, accidents: tuple[s
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if "shard" in accidents:
         os.environ.update(SHARDED)
-    send_output_to(folder / f"rank-{rank}.log")
+    send_output_to(folder / f"rank-{rank}.log", 1, 2)
     learn(folder, accidents, args)
 
 

@@ -147,18 +147,9 @@ def test_selections_are_compared_over_class_orders(tmp_path):
     for part in (ViTModel(vit), ViTImageProcessor()):
         part.save_pretrained(tmp_path / "vit")
     digits_of(range(4), 8).to_parquet(tmp_path / "digits.parquet")
-    args = [
-        "--train_file",
-        "digits.parquet",
-        "--test_file",
-        "digits.parquet",
-        "--backbone",
-        "vit",
-        "--image_size",
-        "8",
-    ]
-    args += ["--num_tasks", "2", "--budgets", "4000", "5000", "--seeds", "1", "2", "--output_dir", "out"]
-    run("benchmarks/selection.py", *args, cwd=tmp_path)
+    files = ["--train_file", "digits.parquet", "--test_file", "digits.parquet", "--backbone", "vit"]
+    grid = ["--image_size", "8", "--num_tasks", "2", "--budgets", "4000", "5000", "--seeds", "1", "2"]
+    run("benchmarks/selection.py", *files, *grid, "--output_dir", "out", cwd=tmp_path)
     found = json.loads((tmp_path / "out" / "selection.json").read_text())
     assert set(found) == {"reservoir", "sample", "herding"}
     assert all(len(run) == 2 for budgets in found.values() for runs in budgets.values() for run in runs)
