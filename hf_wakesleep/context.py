@@ -6,6 +6,7 @@ the coarser latents of its place. All latents of a pass are independent given th
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -75,31 +76,35 @@ class ContextModel(nn.Module):
                 net[2].bias[size:] = 8.0
             self.nets.append(net)
 
-    def expect(self, latents: torch.Tensor, index: torch.Tensor, one: Pass) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the means, and the scales in steps, that a pass expects at its places.
+    def walk(self, latents: torch.Tensor, index: torch.Tensor) -> Iterator[tuple[Pass, torch.Tensor, torch.Tensor]]:
+        """Yield every pass with the means, and the scales in steps, that it expects at its places.
 
         Args:
-            latents (`torch.Tensor` of shape `(B, LATENTS, h, w)`): Quantised; only what was coded before is looked at.
+            latents (`torch.Tensor` of shape `(B, LATENTS, h, w)`): Quantised; only what was coded before a pass is
+                looked at, so who decodes fills in those of each pass before asking for the next.
             index (`torch.Tensor` of shape `(B,)`): Index of the quantisation step.
-            one ([`Pass`]): The pass.
 
-        Returns:
-            `tuple`: Both real-valued, of shape (B, group size, P).
+        Yields:
+            `tuple`: The pass, and means and scales, both real-valued, of shape (B, group size, P).
         """
-        latents = latents / 4
-        known = one.known.to(latents).expand(len(latents), 1, -1, -1)
-        seen = [latents[:, : one.start], latents[:, one.start : one.stop] * known, step_plane(index, latents), known]
-        look, mix, tell = self.nets[one.group]
-        x = look(torch.cat(seen, dim=1)).flatten(2).index_select(2, one.places)[..., None]  # (B, _WIDTH, P, 1)
-        x = mix(activate(x, mix.is_rounded))
-        mean, scale = tell(activate(x, tell.is_rounded)).squeeze(3).chunk(2, dim=1)
-        return mean, scale
+        for one in passes(*latents.shape[2:]):
+            look, mix, tell = self.nets[one.group]
+            if not one.known.any():  # the first of its group: what coarser groups tell is the same in all
+                above = torch.cat([latents[:, : one.start] / 4, step_plane(index, latents)], dim=1)
+                x = coarser = look.of_channels(above, [*range(one.start), one.stop])  # (B, _WIDTH, h, w)
+            else:
+                known = one.known.to(latents).expand(len(latents), 1, -1, -1)
+                own = torch.cat([latents[:, one.start : one.stop] / 4 * known, known], dim=1)
+                x = coarser + look.of_channels(own, [*range(one.start, one.stop), one.stop + 1], has_bias=False)
+            x = x.flatten(2).index_select(2, one.places)[..., None]  # (B, _WIDTH, P, 1)
+            x = mix(activate(x, mix.is_rounded))
+            mean, scale = tell(activate(x, tell.is_rounded)).squeeze(3).chunk(2, dim=1)
+            yield one, mean, scale
 
     def forward(self, latents: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return means and scales of all passes, each (B, LATENTS, h, w), given all latents."""
         means, scales = (latents.new_zeros(latents.shape).flatten(2) for _ in range(2))
-        for one in passes(*latents.shape[2:]):
-            mean, scale = self.expect(latents, index, one)
+        for one, mean, scale in self.walk(latents, index):
             means[:, one.start : one.stop, one.places] = mean
             scales[:, one.start : one.stop, one.places] = scale
         return means.view_as(latents), scales.view_as(latents)

@@ -61,7 +61,7 @@ class ExactConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
         self.input_max, self.input_steps = input_max, input_steps
         self.is_rounded = True
-        self.exact_dtype = torch.float64
+        self.float32_max = 0.0  # largest absolute input whose sums float32 holds
         if is_zero:
             nn.init.zeros_(self.weight)
             nn.init.zeros_(self.bias)
@@ -72,11 +72,26 @@ class ExactConv2d(nn.Conv2d):
         In evaluation mode, with the weights of `unpack`, it is exact; in training mode it is an ordinary convolution,
         with rounded weights if `is_rounded` says so.
         """
-        if not self.training:
-            weight, bias = self.weight.to(self.exact_dtype), self.bias.to(self.exact_dtype)
-            return F.conv2d(x.to(self.exact_dtype), weight, bias, padding=self.padding).to(x.dtype)
-        weight, bias = self.rounded() if self.is_rounded else (self.weight, self.bias)
-        return F.conv2d(x, weight, bias, padding=self.padding)
+        return self.of_channels(x, slice(None))
+
+    def of_channels(self, x: torch.Tensor, channels: slice | list[int], has_bias: bool = True) -> torch.Tensor:
+        """Return what some channels of the input add to the convolution.
+
+        Args:
+            x (`torch.Tensor` of shape `(B, C, H, W)`): These channels.
+            channels (`slice` or `list[int]`): Which of `in_channels` they are.
+            has_bias (`bool`, defaults to `True`): Whether to add the bias.
+
+        Returns:
+            `torch.Tensor`: Of shape (B, out_channels, H, W).
+        """
+        if self.training:
+            weight, bias = self.rounded() if self.is_rounded else (self.weight, self.bias)
+            return F.conv2d(x, weight[:, channels], bias if has_bias else None, padding=self.padding)
+        is_small = self.input_max <= self.float32_max or x.abs().max() <= self.float32_max
+        dtype = torch.float32 if is_small else torch.float64
+        bias = self.bias.to(dtype) if has_bias else None
+        return F.conv2d(x.to(dtype), self.weight[:, channels].to(dtype), bias, padding=self.padding).to(x.dtype)
 
     def rounded(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return weight and bias as `pack` stores them, with straight-through gradients."""
@@ -113,13 +128,13 @@ class ExactConv2d(nn.Conv2d):
         with torch.no_grad():
             self.weight.copy_(packed["weight"] * unit)
             self.bias.copy_(packed["bias"] / _BIAS_STEPS)
-        self.exact_dtype = self._find_exact_dtype()
+        self.float32_max = self._find_float32_max()
 
-    def _find_exact_dtype(self) -> torch.dtype:
-        unit = torch.exp2(self._exponents()) / self.input_steps
+    def _find_float32_max(self) -> float:
+        unit = (torch.exp2(self._exponents()) / self.input_steps).clamp(max=1 / _BIAS_STEPS)  # (out_channels,)
         weight, bias = self.weight.detach().double(), self.bias.detach().double()
-        largest = weight.abs().sum(dim=(1, 2, 3)) * self.input_max + bias.abs()  # (out_channels,)
-        return torch.float32 if (largest / unit.clamp(max=1 / _BIAS_STEPS)).max() < 2**24 else torch.float64
+        left = unit * (2**24 - 1) - bias.abs()
+        return (left / weight.abs().sum(dim=(1, 2, 3)).clamp(min=2.0**-40)).min().item()
 
     def _exponents(self) -> torch.Tensor:
         largest = self.weight.detach().abs().amax(dim=(1, 2, 3)).double().clamp(min=2.0**-40)

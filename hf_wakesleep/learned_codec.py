@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from .codec import Codec, CodecError, check_side
 from .codec_networks import COARSEST_STEP, FINEST_STEP, FIT_LAYERS, LearnedNetworks
 from .codec_training import CodecTraining
-from .context import MEAN_STEPS, SCALES, Pass, passes
+from .context import MEAN_STEPS, SCALES, Pass
 from .entropy import UNDECODABLE, Contexts, Reader, Writer
 from .tone import VALUES, fit_tone
 from .transforms import BLOCK, LATENT_MAX, LATENTS, STEP_INDICES, pad_to_blocks
@@ -210,8 +210,7 @@ class LearnedCodec(Codec):
         """Call `code(contexts, pass)` for every pass; return all latents (B, LATENTS, h, w) that it returned."""
         latents = torch.zeros(tuple(shape))
         limit = LATENT_MAX * MEAN_STEPS
-        for one in passes(*shape[2:]):
-            means, scales = self.networks.context.expect(latents, index, one)
+        for one, means, scales in self.networks.context.walk(latents, index):
             contexts = Contexts(
                 _whole((means * MEAN_STEPS).clamp_(-limit, limit)),
                 _whole(scales.clamp(0, SCALES - 1)),

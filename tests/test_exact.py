@@ -42,9 +42,23 @@ def test_a_result_depends_on_neither_batch_size_nor_order_of_channels():
     assert torch.equal(conv(x[:, order]), whole)
 
 
-def test_sums_that_float32_could_not_hold_are_taken_in_float64():
-    assert make_conv(8, 4).exact_dtype == torch.float32
-    assert make_conv(64, 4, input_max=4096.0, input_steps=256).exact_dtype == torch.float64
+@pytest.mark.parametrize("largest", [1.0, 4096.0])
+@torch.no_grad()
+def test_sums_are_exact_where_float32_could_not_hold_them(largest):
+    conv = make_conv(64, 4, input_max=4096.0, input_steps=256)
+    assert 1.0 < conv.float32_max < 4096.0
+    x = torch.randint(-256, 257, (3, 64, 5, 5), generator=torch.Generator().manual_seed(1)) / 256
+    x[0] *= largest
+    weight, bias = conv.weight.double(), conv.bias.double()
+    assert torch.equal(conv(x), torch.nn.functional.conv2d(x.double(), weight, bias).float())
+
+
+@torch.no_grad()
+def test_what_channels_add_is_the_whole():
+    conv = make_conv(8, 4, 3)
+    x = random_activations(2, 8, 5, 5)
+    odd, even = conv.of_channels(x[:, 1::2], slice(1, None, 2)), conv.of_channels(x[:, ::2], [0, 2, 4, 6], False)
+    assert torch.equal(odd + even, conv(x))
 
 
 def test_packing_is_small_and_changes_nothing_the_second_time():
