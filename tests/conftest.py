@@ -1,12 +1,17 @@
 """Small real data, small models and fast settings that all tests share. No network, and no GPU unless asked for."""
 
+import gc
 import os
 import tempfile
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_wakesleep_tests_")
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("TEST_CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # three workers share two cores: some tests wait
+os.environ["PYTHONPATH"] = os.pathsep.join(  # of programs that tests start
+    [str(Path(__file__).parent / "children"), str(Path(__file__).parents[1])]
+)
 
 import numpy as np
 import pytest
@@ -18,6 +23,7 @@ from transformers import ViTConfig, set_seed
 
 from hf_wakesleep import (
     ClassIncrementalStream,
+    ContinualTrainer,
     ContinualTrainingArguments,
     RawCodec,
     SemiParametricMemory,
@@ -28,7 +34,9 @@ from hf_wakesleep.images import ImageReader, TaskImages, make_image_processor
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("fixed")
+gc.freeze()  # every task ends with a collection, which else goes through all that was imported: half a second
 
+TESTS = Path(__file__).parent
 NAMES = ["0", "1", "2", "3"]  # of the classes of `digits`
 PARTS = 4  # that long tests are cut into, for workers to share
 
@@ -41,6 +49,7 @@ FAST = {
     "num_train_epochs": 1,
     "learning_rate": 3e-3,
     "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 128,
     "sleep_steps": 5,
     "sleep_batch_size": 16,
     "sleep_learning_rate": 3e-3,
@@ -107,6 +116,44 @@ def make_args(tmp_path):
         return ContinualTrainingArguments(str(tmp_path / output_dir), **{**FAST, **changes})
 
     return build
+
+
+@pytest.fixture
+def make_stream(digits):
+    return lambda **changes: ClassIncrementalStream(digits, **{"num_tasks": 2, "seed": 3, **changes})
+
+
+@pytest.fixture
+def make_trainer(make_model, make_args, make_stream):
+    def build(model=None, stream=None, callbacks=(), given_codec=None, **args):
+        return ContinualTrainer(
+            model=model or make_model(),
+            args=make_args(**args),
+            stream=stream or make_stream(),
+            codec=given_codec,
+            callbacks=list(callbacks),
+        )
+
+    return build
+
+
+STOPPABLE = {  # 14 steps awake, 10 asleep, per task
+    "num_train_epochs": 2,
+    "sleep_steps": 10,
+    "save_strategy": "steps",
+    "save_steps": 4,
+    "augmentation": "crop",
+}
+_WHOLE = []
+
+
+@pytest.fixture
+def whole(make_trainer):
+    """Return a finished run that was never stopped; it runs once."""
+    if not _WHOLE:
+        _WHOLE.append(make_trainer(output_dir="whole", **STOPPABLE))
+        _WHOLE[0].train()
+    return _WHOLE[0]
 
 
 @pytest.fixture

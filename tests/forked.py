@@ -1,5 +1,6 @@
 """Processes forked from one that has imported the library already, which takes most of the seconds of a short run."""
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -36,6 +37,7 @@ def run_script(script: Path, *args: str, cwd: Path) -> subprocess.CompletedProce
 
 
 def _run(script: Path, args: tuple[str, ...], cwd: Path, folder: Path) -> None:
+    gc.freeze()
     send_output_to(folder / "stdout", 1)
     send_output_to(folder / "stderr", 2)
     os.chdir(cwd)

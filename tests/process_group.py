@@ -1,5 +1,6 @@
 """Two tasks of digits, learned by several processes."""
 
+import gc
 import hashlib
 import json
 import os
@@ -71,6 +72,7 @@ def run(folder: Path, processes: int, *accidents: str, **args) -> list[dict]:
 
 
 def _work(rank: int, processes: int, port: int, folder: Path, accidents: tuple[str, ...], args: dict) -> None:
+    gc.freeze()
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if processes > 1:

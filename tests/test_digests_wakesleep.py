@@ -1,7 +1,6 @@
 """Digests: what they cover, what they find, and that they are never wrong by the library's own doing."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -127,7 +126,6 @@ def test_a_stage_is_loaded_without_unpickling_anything(stage, run):
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(stage)],
-        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
         capture_output=True,
         text=True,
         check=False,

@@ -8,16 +8,15 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from conftest import STOPPABLE
 from datasets import load_dataset
 from PIL import Image as Pillow
-from test_trainer import assert_same_end, make_stream, make_trainer  # noqa: F401
+from runs import assert_same_end
 
 from hf_wakesleep import ClassIncrementalStream, WakeSleepForImageClassification
 from hf_wakesleep.files import find_leftovers
 from hf_wakesleep.images import TaskImages
 from hf_wakesleep.stage import find_stages
-
-SETTINGS = {"num_train_epochs": 2, "sleep_steps": 10, "save_strategy": "steps", "save_steps": 4}
 
 
 @contextmanager
@@ -36,24 +35,22 @@ def small_disk(folder, options):
 
 
 @pytest.mark.parametrize("size", [100, 270, 560, 850, 1000])  # kB: where the disk is full differs
-def test_a_full_disk_stops_with_advice_and_the_run_goes_on_when_there_is_room(make_trainer, tmp_path, size):  # noqa: F811
-    whole = make_trainer(output_dir="whole", **SETTINGS)
-    whole.train()
+def test_a_full_disk_stops_with_advice_and_the_run_goes_on_when_there_is_room(whole, make_trainer, tmp_path, size):
     out = tmp_path / "stopped"
     with small_disk(out, f"size={size}k"):
         with pytest.raises(OSError, match=r"(?s)Expected to write .*stopped.* Free some space") as caught:
-            make_trainer(output_dir="stopped", **SETTINGS).train()
+            make_trainer(output_dir="stopped", **STOPPABLE).train()
         assert isinstance(caught.value.__cause__, Exception)
         assert find_leftovers(out) + list(out.glob("checkpoints/*/.*.tmp")) == []
         for stage in find_stages(out):
             WakeSleepForImageClassification.from_pretrained(stage)
         subprocess.run(["mount", "-o", "remount,size=50m", str(out)], check=True)
-        resumed = make_trainer(output_dir="stopped", **SETTINGS)
+        resumed = make_trainer(output_dir="stopped", **STOPPABLE)
         resumed.train(resume_from_checkpoint=True)
         assert_same_end(whole, resumed)
 
 
-def test_a_folder_that_takes_nothing_is_refused_at_once(make_trainer, tmp_path):  # noqa: F811
+def test_a_folder_that_takes_nothing_is_refused_at_once(make_trainer, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"Expected to write .*file.* choose another `output_dir`"):
         make_trainer(output_dir="file")
@@ -66,7 +63,7 @@ def test_a_folder_that_takes_nothing_is_refused_at_once(make_trainer, tmp_path):
         make_trainer(output_dir="fixed")
 
 
-def test_an_image_that_is_gone_between_tasks_is_named_and_the_run_goes_on_when_it_is_back(make_trainer, tmp_path):  # noqa: F811
+def test_an_image_that_is_gone_between_tasks_is_named_and_the_run_goes_on_when_it_is_back(make_trainer, tmp_path):
     generator = np.random.default_rng(0)
     for split in ("train", "test"):
         for name in "abcd":
@@ -95,8 +92,8 @@ def test_an_image_that_is_gone_between_tasks_is_named_and_the_run_goes_on_when_i
     assert_same_end(whole, resumed)
 
 
-def test_a_worker_that_dies_stops_the_run_which_goes_on(make_trainer, tmp_path, monkeypatch):  # noqa: F811
-    settings = {**SETTINGS, "dataloader_num_workers": 2, "forward_transfer": False}
+def test_a_worker_that_dies_stops_the_run_which_goes_on(make_trainer, tmp_path, monkeypatch):
+    settings = {**STOPPABLE, "dataloader_num_workers": 2, "forward_transfer": False}
     whole = make_trainer(output_dir="whole", **settings)
     whole.train()
     parent, get = os.getpid(), TaskImages.__getitem__
@@ -117,12 +114,10 @@ def test_a_worker_that_dies_stops_the_run_which_goes_on(make_trainer, tmp_path, 
     assert_same_end(whole, resumed)
 
 
-def test_a_clock_that_jumps_changes_nothing_but_seconds(make_trainer, monkeypatch):  # noqa: F811
-    whole = make_trainer(output_dir="whole", **SETTINGS)
-    whole.train()
+def test_a_clock_that_jumps_changes_nothing_but_seconds(whole, make_trainer, monkeypatch):
     ticks = iter(range(10**9, 0, -3600))
     monkeypatch.setattr("time.time", lambda: float(next(ticks)))
-    jumping = make_trainer(output_dir="jumping", **SETTINGS)
+    jumping = make_trainer(output_dir="jumping", **STOPPABLE)
     jumping.train()
     assert_same_end(whole, jumping)
     assert all(record.wake_seconds > 0 and record.sleep_seconds > 0 for record in jumping.history.records)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import equal_states
-from test_trainer import assert_same_end, make_stream, make_trainer  # noqa: F401
+from runs import assert_same_end
 from transformers import TrainerCallback
 
 from hf_wakesleep import WakeSleepForImageClassification, consolidate
@@ -39,7 +39,7 @@ class _Break(TrainerCallback):
             self.states.append({name: value.clone() for name, value in model.state_dict().items()})
 
 
-def test_a_loss_awake_that_is_not_finite_stops_with_advice_and_the_run_goes_on(make_trainer, tmp_path):  # noqa: F811
+def test_a_loss_awake_that_is_not_finite_stops_with_advice_and_the_run_goes_on(make_trainer, tmp_path):
     whole = make_trainer(output_dir="whole", **SETTINGS)
     whole.train()
     stopped = make_trainer(output_dir="stopped", **SETTINGS)
@@ -54,7 +54,7 @@ def test_a_loss_awake_that_is_not_finite_stops_with_advice_and_the_run_goes_on(m
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_step_awake_that_is_not_finite_can_be_skipped(make_trainer, accumulation):  # noqa: F811
+def test_a_step_awake_that_is_not_finite_can_be_skipped(make_trainer, accumulation):
     trainer = make_trainer(**SETTINGS, non_finite_loss="skip", gradient_accumulation_steps=accumulation)
     breaking = _Break(trainer, 2)
     trainer.add_callback(breaking)
@@ -96,7 +96,7 @@ def _break_asleep(monkeypatch, at):
     monkeypatch.setattr(Replay, "_take_step", breaking)
 
 
-def test_a_loss_asleep_that_is_not_finite_stops_or_is_skipped(asleep, make_args, monkeypatch):  # noqa: F811
+def test_a_loss_asleep_that_is_not_finite_stops_or_is_skipped(asleep, make_args, monkeypatch):
     model, memory, reader = asleep
     _break_asleep(monkeypatch, at=9)
     with pytest.raises(FloatingPointError, match=r"step 10 of the sleep after task 3 .* `non_finite_loss='skip'`"):
@@ -106,7 +106,7 @@ def test_a_loss_asleep_that_is_not_finite_stops_or_is_skipped(asleep, make_args,
     assert math.isnan(report.loss)  # of the last tenth of the steps, which is the one that was skipped
 
 
-def test_a_sleep_left_and_gone_on_with_ends_the_same_without_a_trainer(asleep, make_args, make_model):  # noqa: F811
+def test_a_sleep_left_and_gone_on_with_ends_the_same_without_a_trainer(asleep, make_args, make_model):
     model, memory, reader = asleep
     args = make_args(sleep_steps=10, augmentation="crop", sleep_average=0.8, sleep_cycles=2, rem_share=0.5)
     saved = {}
@@ -127,7 +127,7 @@ def test_a_sleep_left_and_gone_on_with_ends_the_same_without_a_trainer(asleep, m
 
 
 @pytest.mark.parametrize(("call", "name"), [(6, "sleep_batch_size"), (16, "per_device_eval_batch_size")])
-def test_too_little_memory_to_sleep_says_what_to_lower(asleep, make_args, call, name):  # noqa: F811
+def test_too_little_memory_to_sleep_says_what_to_lower(asleep, make_args, call, name):
     model, memory, reader = asleep
     calls = iter(range(1, 10**6))
 
@@ -137,10 +137,10 @@ def test_too_little_memory_to_sleep_says_what_to_lower(asleep, make_args, call, 
 
     model.backbone.register_forward_pre_hook(demand)
     with pytest.raises(MemoryError, match=f"`{name}` {16 if call == 6 else 8}.* Lower it"):
-        consolidate(model, memory, reader, make_args(sleep_steps=10))
+        consolidate(model, memory, reader, make_args(sleep_steps=10, per_device_eval_batch_size=8))
 
 
-def test_other_errors_asleep_are_left_as_they_are(asleep, make_args):  # noqa: F811
+def test_other_errors_asleep_are_left_as_they_are(asleep, make_args):
     model, memory, reader = asleep
 
     def fail(*args):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from conftest import TESTS
 from hub_endpoint import HubEndpoint, client_environment
 from huggingface_hub import ModelCard
 from sklearn.datasets import load_digits
@@ -39,7 +40,7 @@ def hub(tmp_path):
 
 def environment(hub, **changes) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    return {**inherited, **client_environment(hub), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **changes}
+    return {**inherited, **client_environment(hub), **changes}
 
 
 def run(hub, *command, cwd, succeeds=True, **changes) -> subprocess.CompletedProcess:
@@ -66,7 +67,7 @@ def run_without_package(hub, tmp_path, code, *args) -> str:
     shared = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     (packages / "shared.pth").write_text("\n".join(shared))
     settings = environment(hub, HF_UPDATE_DOWNLOAD_COUNTS="0")
-    del settings["PYTHONPATH"]
+    settings["PYTHONPATH"] = str(TESTS / "children")
     done = subprocess.run(
         [str(tmp_path / "venv" / "bin" / "python"), "-c", code, *map(str, args)],
         cwd=tmp_path / "venv",
@@ -95,8 +96,7 @@ def git(hub, *command, repo=REPO) -> str:
 def finished(tmp_path_factory) -> Path:
     """Output folder of a run that was told of no Hub."""
     folder = tmp_path_factory.mktemp("finished")
-    settings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, TRAIN, *SHORT], cwd=folder, env=settings, capture_output=True, check=True)
+    subprocess.run([sys.executable, TRAIN, *SHORT], cwd=folder, capture_output=True, check=True)
     return folder / "out" / "digits"
 
 

@@ -9,8 +9,7 @@ import torch
 from accelerate import Accelerator
 from conftest import NAMES, equal_states
 from peft import LoraConfig
-from test_resume import StopError, stop_at
-from test_trainer import assert_same_end, make_stream, make_trainer  # noqa: F401
+from runs import StopError, assert_same_end, stop_at
 from transformers import TimmWrapperConfig, TrainerCallback
 
 from hf_wakesleep import ContinualTrainer, WakeSleepForImageClassification, consolidate, lora, task_trainer
@@ -125,10 +124,10 @@ def test_factors_and_head_alone_learn_at_their_rates(make_model, accelerator):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_factors_that_cannot_be_merged_are_refused_and_leave_the_model_as_it_was(
-    make_trainer,  # noqa: F811
+    make_trainer,
     make_model,
     make_args,
-    make_stream,  # noqa: F811
+    make_stream,
     config,
     error,
     message,
@@ -146,7 +145,7 @@ def test_shards_are_refused(make_model, accelerator, monkeypatch):
         check_lora(make_model(), CONFIGS["default"], accelerator)
 
 
-def test_a_configuration_without_a_use_is_refused(make_model, make_args, make_stream):  # noqa: F811
+def test_a_configuration_without_a_use_is_refused(make_model, make_args, make_stream):
     with pytest.raises(ValueError, match="`lora_config` is for"):
         ContinualTrainer(make_model(), make_args(), make_stream(), lora_config=LoraConfig())
 
@@ -177,7 +176,7 @@ def test_a_description_names_the_rank_and_what_is_not_the_default():
     assert lora.describe(lora.default_lora_config(8)) == "lora_alpha=16, r=8, target_modules='all-linear'"
 
 
-def test_recall_follows_a_backbone_that_wake_has_changed(make_trainer, make_model, monkeypatch):  # noqa: F811
+def test_recall_follows_a_backbone_that_wake_has_changed(make_trainer, make_model, monkeypatch):
     updated = []
     monkeypatch.setattr(task_trainer, "update_recall", lambda model, *args: updated.append(tree(model)))
     awake = make_trainer(wake_plasticity="lora", sleep_steps=0)
@@ -192,7 +191,7 @@ _WHOLE = []
 
 
 @pytest.fixture
-def whole(make_trainer):  # noqa: F811
+def whole(make_trainer):
     """Return a finished run that was never stopped; it runs once."""
     if not _WHOLE:
         _WHOLE.append(make_trainer(output_dir="whole", **LORA))
@@ -212,7 +211,7 @@ class _SignalAt(TrainerCallback):
 
 
 @pytest.mark.parametrize("step", [2, 6])  # 6 is the last
-def test_a_run_stopped_awake_ends_the_same(make_trainer, whole, tmp_path, step):  # noqa: F811
+def test_a_run_stopped_awake_ends_the_same(make_trainer, whole, tmp_path, step):
     stopped = make_trainer(output_dir="stopped", **LORA)
     stopped.add_callback(_SignalAt(stopped, step))
     with pytest.raises(SystemExit):
@@ -224,7 +223,7 @@ def test_a_run_stopped_awake_ends_the_same(make_trainer, whole, tmp_path, step):
     goes_on_the_same(make_trainer, whole, "wake")
 
 
-def test_a_run_stopped_asleep_ends_the_same(make_trainer, whole, tmp_path, monkeypatch):  # noqa: F811
+def test_a_run_stopped_asleep_ends_the_same(make_trainer, whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Replay, "_take_step", stop_at(11, Replay._take_step))
         with pytest.raises(StopError):
@@ -236,7 +235,7 @@ def test_a_run_stopped_asleep_ends_the_same(make_trainer, whole, tmp_path, monke
     goes_on_the_same(make_trainer, whole, "sleep")
 
 
-def goes_on_the_same(make_trainer, whole, part):  # noqa: F811
+def goes_on_the_same(make_trainer, whole, part):
     """Go on with a stopped run, with other factors in vain, then with the same."""
     for changes in ({"lora_rank": 4}, {f"{part}_plasticity": "full"}):
         other = make_trainer(output_dir="stopped", **{**LORA, **changes})

@@ -8,8 +8,8 @@ import signal
 
 import pytest
 import torch
-from conftest import digits_of, equal_states
-from test_trainer import assert_same_end, make_stream, make_trainer  # noqa: F401
+from conftest import STOPPABLE, digits_of, equal_states
+from runs import StopError, assert_same_end, stop_at
 from transformers import TrainerCallback
 
 from hf_wakesleep import (
@@ -26,30 +26,6 @@ from hf_wakesleep.replay import Replay
 from hf_wakesleep.stage import Stage
 from hf_wakesleep.wake import WakePass
 
-SETTINGS = {  # 14 steps awake, 10 asleep, per task
-    "num_train_epochs": 2,
-    "sleep_steps": 10,
-    "save_strategy": "steps",
-    "save_steps": 4,
-    "augmentation": "crop",
-}
-
-
-class StopError(RuntimeError):
-    """Stands for a kill."""
-
-
-_WHOLE = []
-
-
-@pytest.fixture
-def whole(make_trainer):  # noqa: F811
-    """Return a finished run that was never stopped; it runs once."""
-    if not _WHOLE:
-        _WHOLE.append(make_trainer(output_dir="whole", **SETTINGS))
-        _WHOLE[0].train()
-    return _WHOLE[0]
-
 
 def train_until(monkeypatch, trainer, where, name, replacement, error=StopError):
     """Train with something replaced until that raises, and return the error."""
@@ -58,18 +34,6 @@ def train_until(monkeypatch, trainer, where, name, replacement, error=StopError)
         with pytest.raises(error) as caught:
             trainer.train()
     return caught.value
-
-
-def stop_at(call: int, function):
-    """Return a function that stops at one of its calls, counted from 1, and else does what it did."""
-    calls = iter(range(1, 10**6))
-
-    def stopping(*args, **kwargs):
-        if next(calls) == call:
-            raise StopError
-        return function(*args, **kwargs)
-
-    return stopping
 
 
 POINTS = {
@@ -83,14 +47,14 @@ POINTS = {
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_run_stopped_anywhere_ends_the_same(make_trainer, whole, tmp_path, monkeypatch, point):  # noqa: F811
+def test_a_run_stopped_anywhere_ends_the_same(make_trainer, whole, tmp_path, monkeypatch, point):
     where, name, call = POINTS[point]
-    stopped = make_trainer(output_dir="stopped", **SETTINGS)
+    stopped = make_trainer(output_dir="stopped", **STOPPABLE)
     monkeypatch.setattr(where, name, stop_at(call, getattr(where, name)))
     with pytest.raises(StopError):
         stopped.train()
     monkeypatch.undo()
-    resumed = make_trainer(output_dir="stopped", **SETTINGS)
+    resumed = make_trainer(output_dir="stopped", **STOPPABLE)
     resumed.train(resume_from_checkpoint=True)
     assert_same_end(whole, resumed)
     assert {path.name for path in (tmp_path / "stopped").iterdir()} == {
@@ -101,15 +65,15 @@ def test_a_run_stopped_anywhere_ends_the_same(make_trainer, whole, tmp_path, mon
     }
 
 
-def test_sleep_goes_on_where_its_last_checkpoint_was_taken(make_trainer, monkeypatch):  # noqa: F811
+def test_sleep_goes_on_where_its_last_checkpoint_was_taken(make_trainer, monkeypatch):
     taken = []
     monkeypatch.setattr(Replay, "_take_step", _note(Replay._take_step, taken))
-    train_until(monkeypatch, make_trainer(**SETTINGS), sleep, "update_recall", stop_at(2, sleep.update_recall))
+    train_until(monkeypatch, make_trainer(**STOPPABLE), sleep, "update_recall", stop_at(2, sleep.update_recall))
     assert taken == [*range(10), *range(10)]
     taken.clear()
     encoded = []
     monkeypatch.setattr(WakePass, "write", lambda *args: encoded.append(args))
-    make_trainer(**SETTINGS).train(resume_from_checkpoint=True)
+    make_trainer(**STOPPABLE).train(resume_from_checkpoint=True)
     assert taken == []  # the last step of the sleep was saved
     assert encoded == []  # and so was the memory
 
@@ -122,8 +86,8 @@ def _note(take_step, taken):
     return noting
 
 
-def test_a_wake_that_ends_inside_an_epoch_is_not_prolonged(make_trainer, monkeypatch):  # noqa: F811
-    settings = {**SETTINGS, "max_steps": 9}  # 7 steps are an epoch
+def test_a_wake_that_ends_inside_an_epoch_is_not_prolonged(make_trainer, monkeypatch):
+    settings = {**STOPPABLE, "max_steps": 9}  # 7 steps are an epoch
     whole = make_trainer(output_dir="whole", **settings)
     whole.train()
     train_until(
@@ -138,10 +102,10 @@ def test_a_wake_that_ends_inside_an_epoch_is_not_prolonged(make_trainer, monkeyp
     assert_same_end(whole, resumed)
 
 
-def test_checkpoints_count_on_from_wake_to_sleep_and_are_limited(make_trainer, tmp_path, monkeypatch):  # noqa: F811
+def test_checkpoints_count_on_from_wake_to_sleep_and_are_limited(make_trainer, tmp_path, monkeypatch):
     monkeypatch.setattr(sleep, "update_recall", stop_at(1, None))
     with pytest.raises(StopError):
-        make_trainer(**SETTINGS, save_total_limit=3).train()
+        make_trainer(**STOPPABLE, save_total_limit=3).train()
     checkpoints = find_checkpoints(tmp_path / "out" / "checkpoints" / "task-01")
     assert [path.name for path in checkpoints] == ["checkpoint-18", "checkpoint-22", "checkpoint-24"]
     assert all((path / SLEEP_NAME).exists() for path in checkpoints)
@@ -150,10 +114,10 @@ def test_checkpoints_count_on_from_wake_to_sleep_and_are_limited(make_trainer, t
     assert torch.load(checkpoints[0] / SLEEP_NAME, weights_only=True)["step"] == 4
 
 
-def test_going_on_from_a_path_forgets_what_came_after_it(make_trainer, whole, tmp_path, monkeypatch):  # noqa: F811
+def test_going_on_from_a_path_forgets_what_came_after_it(make_trainer, whole, tmp_path, monkeypatch):
     train_until(
         monkeypatch,
-        make_trainer(output_dir="stopped", **SETTINGS),
+        make_trainer(output_dir="stopped", **STOPPABLE),
         sleep,
         "update_recall",
         stop_at(2, sleep.update_recall),
@@ -164,7 +128,7 @@ def test_going_on_from_a_path_forgets_what_came_after_it(make_trainer, whole, tm
         shutil.copytree(tmp_path / "stopped", copy)
         point = copy / "checkpoints" / "task-02" / name
         seen = []
-        resumed = make_trainer(output_dir=name, **SETTINGS)
+        resumed = make_trainer(output_dir=name, **STOPPABLE)
         resumed.add_callback(_Look(seen, point.parent))
         resumed.train(resume_from_checkpoint=str(point))
         assert_same_end(whole, resumed)
@@ -194,8 +158,8 @@ class _SignalAt(TrainerCallback):
 
 @pytest.mark.parametrize("save_strategy", ["steps", "no"])
 @pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 2), (signal.SIGINT, 13)])
-def test_a_signal_awake_ends_with_a_checkpoint(make_trainer, tmp_path, whole, number, step, save_strategy):  # noqa: F811
-    settings = {**SETTINGS, "save_strategy": save_strategy}
+def test_a_signal_awake_ends_with_a_checkpoint(make_trainer, tmp_path, whole, number, step, save_strategy):
+    settings = {**STOPPABLE, "save_strategy": save_strategy}
     handler = signal.getsignal(number)
     stopped = make_trainer(output_dir="stopped", **settings)
     stopped.add_callback(_SignalAt(stopped, number, step))
@@ -214,8 +178,8 @@ def test_a_signal_awake_ends_with_a_checkpoint(make_trainer, tmp_path, whole, nu
 
 
 @pytest.mark.parametrize("save_strategy", ["steps", "no"])
-def test_a_signal_asleep_ends_with_a_checkpoint(make_trainer, tmp_path, whole, monkeypatch, save_strategy):  # noqa: F811
-    settings = {**SETTINGS, "save_strategy": save_strategy}
+def test_a_signal_asleep_ends_with_a_checkpoint(make_trainer, tmp_path, whole, monkeypatch, save_strategy):
+    settings = {**STOPPABLE, "save_strategy": save_strategy}
     take_step, calls = Replay._take_step, iter(range(1, 10**6))
 
     def signalling(replay):
@@ -234,7 +198,7 @@ def test_a_signal_asleep_ends_with_a_checkpoint(make_trainer, tmp_path, whole, m
     assert_same_end(whole, resumed)
 
 
-def test_a_signal_between_tasks_starts_no_further_one(make_trainer, tmp_path, whole, monkeypatch):  # noqa: F811
+def test_a_signal_between_tasks_starts_no_further_one(make_trainer, tmp_path, whole, monkeypatch):
     write = Stage._write
 
     def signalling(stage, folder):
@@ -242,19 +206,20 @@ def test_a_signal_between_tasks_starts_no_further_one(make_trainer, tmp_path, wh
         write(stage, folder)
 
     train_until(
-        monkeypatch, make_trainer(output_dir="stopped", **SETTINGS), Stage, "_write", signalling, error=SystemExit
+        monkeypatch, make_trainer(output_dir="stopped", **STOPPABLE), Stage, "_write", signalling, error=SystemExit
     )
     assert sorted(path.name for path in (tmp_path / "stopped").glob("*task*")) == ["task-01"]
-    resumed = make_trainer(output_dir="stopped", **SETTINGS)
+    resumed = make_trainer(output_dir="stopped", **STOPPABLE)
     resumed.train(resume_from_checkpoint=True)
     assert_same_end(whole, resumed)
 
 
 @pytest.fixture
-def make_small(make_trainer):  # noqa: F811
+def make_small(make_trainer):
     """Return a function that builds trainers of two tasks of 4 steps awake and 4 asleep, with a checkpoint every 2."""
     data = digits_of(range(4), 16)
-    settings = {"per_device_train_batch_size": 8, "sleep_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    settings = {"sleep_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    settings |= {"per_device_train_batch_size": 8, "per_device_eval_batch_size": 8}
     return lambda folder, **changes: make_trainer(
         output_dir=folder,
         stream=ClassIncrementalStream(data, num_tasks=2),
@@ -346,9 +311,9 @@ def test_a_task_that_is_written_is_not_looked_at_again(make_small, monkeypatch):
     assert [function.__name__ for function in looked] == ["write", "landmark_features"]  # of the second task
 
 
-def test_another_seed_gives_another_result(make_trainer, make_stream, whole):  # noqa: F811
+def test_another_seed_gives_another_result(make_trainer, make_stream, whole):
     """What the seed reaches: order of classes, of images, augmentation, sleep; each alone changes the end."""
-    other = make_trainer(output_dir="other", **SETTINGS, seed=7)
+    other = make_trainer(output_dir="other", **STOPPABLE, seed=7)
     other.train()
     assert other.history.classes == whole.history.classes  # the stream has a seed of its own
     assert not equal_states(other.model, whole.model)
@@ -356,10 +321,10 @@ def test_another_seed_gives_another_result(make_trainer, make_stream, whole):  #
     assert list(stream.classes) != whole.history.classes
 
 
-def test_dropout_asleep_does_not_depend_on_what_was_random_before(make_trainer, monkeypatch):  # noqa: F811
+def test_dropout_asleep_does_not_depend_on_what_was_random_before(make_trainer, monkeypatch):
     ends = []
     for waste in (0, 5):
-        trainer = make_trainer(output_dir=str(waste), **SETTINGS)
+        trainer = make_trainer(output_dir=str(waste), **STOPPABLE)
         trainer.remove_callback(SleepCallback)
         trainer.add_callback(_WastefulSleep(trainer, waste))
         trainer.train()
@@ -377,10 +342,10 @@ class _WastefulSleep(SleepCallback):
         super().on_train_end(args, state, control, **kwargs)
 
 
-def test_the_untrained_model_is_not_probed_again(make_trainer, monkeypatch):  # noqa: F811
-    train_until(monkeypatch, make_trainer(**SETTINGS), Replay, "_take_step", stop_at(1, None))
+def test_the_untrained_model_is_not_probed_again(make_trainer, monkeypatch):
+    train_until(monkeypatch, make_trainer(**STOPPABLE), Replay, "_take_step", stop_at(1, None))
     probed = []
     probe = WakePass.probe
     monkeypatch.setattr(WakePass, "probe", lambda *args, **kwargs: probed.append(1) or probe(*args, **kwargs))
-    make_trainer(**SETTINGS).train(resume_from_checkpoint=True)
+    make_trainer(**STOPPABLE).train(resume_from_checkpoint=True)
     assert len(probed) == 1  # of the second task, before it is learned

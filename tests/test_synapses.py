@@ -9,9 +9,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from conftest import NAMES
 from process_group import run
+from runs import StopAt, StopError, assert_same_end, stop_at
 from safetensors.torch import save_file
-from test_resume import stop_at
-from test_trainer import StopAt, StopError, assert_same_end, make_stream, make_trainer  # noqa: F401, F811
 from transformers import Adafactor
 
 from hf_wakesleep import (
@@ -218,7 +217,7 @@ LOOPS = {
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_run_keeps_what_is_frozen_and_counts_every_byte(make_model, make_args, make_stream, tmp_path, loop):  # noqa: F811
+def test_a_run_keeps_what_is_frozen_and_counts_every_byte(make_model, make_args, make_stream, tmp_path, loop):
     changes, optimizer = LOOPS[loop]
     args = make_args(**FREEZING, **changes, use_cpu=True, memory_budget="32KB", codec="raw")
     trainer = ContinualTrainer(make_model(), args, make_stream(), optimizer_cls_and_kwargs=optimizer)
@@ -236,7 +235,7 @@ def test_a_run_keeps_what_is_frozen_and_counts_every_byte(make_model, make_args,
     assert (tmp_path / "out" / "synapses.png").exists()
 
 
-def test_a_run_stopped_awake_and_asleep_ends_with_the_same_masks(make_trainer, monkeypatch):  # noqa: F811
+def test_a_run_stopped_awake_and_asleep_ends_with_the_same_masks(make_trainer, monkeypatch):
     settings = {**FREEZING, "sleep_steps": 6, "save_strategy": "steps", "save_steps": 4}
     whole, stopped, resumed, again = (
         make_trainer(output_dir=name, **settings) for name in ("whole", "stopped", "stopped", "stopped")
@@ -255,7 +254,7 @@ def test_a_run_stopped_awake_and_asleep_ends_with_the_same_masks(make_trainer, m
     assert whole.memory.checksum() == again.memory.checksum()
 
 
-def test_a_stage_keeps_what_is_frozen_and_is_refused_with_masks_of_another(make_trainer, tmp_path):  # noqa: F811
+def test_a_stage_keeps_what_is_frozen_and_is_refused_with_masks_of_another(make_trainer, tmp_path):
     make_trainer(output_dir="whole", **FREEZING).train()
     before, synapses = load_stage(tmp_path / "whole" / "task-01")
     continued = make_trainer(output_dir="next", model=copy.deepcopy(before))

@@ -16,12 +16,12 @@ from torture_kills import Kill, Run, kill_runs, set_costs  # noqa: E402
 def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path, capsys):
     args = ["--num_tasks", "2", "--sleep_steps", "40", "--save_strategy", "steps", "--save_steps", "7"]
     args += ["--disable_tqdm", "true"]
-    kills, interval = kill_runs(tmp_path, 1, kills=3, per_run=3, seed=0, train_args=args)
-    assert [kill.differing for kill in kills] == [[], [], []]
+    kills, interval = kill_runs(tmp_path, 1, kills=2, per_run=2, seed=0, train_args=args)
+    assert [kill.differing for kill in kills] == [[], []]
     assert all(kill.at > 0 and kill.restart > 0 and kill.cost != 0 for kill in kills)
     assert interval > 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| killed-")]
-    assert [row.split("|")[-2].strip() for row in rows] == ["yes"] * 3
+    assert [row.split("|")[-2].strip() for row in rows] == ["yes"] * 2
 
 
 def test_a_run_that_ends_otherwise_is_told_apart(tmp_path):

@@ -10,13 +10,13 @@ import torch
 from conftest import digits_of, equal_states, make_images
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as Pillow
-from transformers import TrainerCallback, pipeline
+from runs import StopAt, StopError, assert_same_end
+from transformers import pipeline
 
 from hf_wakesleep import (
     ClassIncrementalStream,
     ContinualTrainer,
     DomainIncrementalStream,
-    History,
     LearnedCodec,
     SemiParametricMemory,
     SleepCallback,
@@ -25,61 +25,6 @@ from hf_wakesleep import (
     sleep,
 )
 from hf_wakesleep.stage import find_stages
-
-SECONDS = ("wake_seconds", "sleep_seconds")
-
-
-class StopError(RuntimeError):
-    """Stands for a kill."""
-
-
-class StopAt(TrainerCallback):
-    """Raises at a step of a task, after the checkpoint of that step."""
-
-    def __init__(self, trainer, task, step):
-        self.trainer, self.task, self.step = trainer, task, step
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if self.trainer.task_number == self.task and state.global_step == self.step:
-            raise StopError
-
-
-@pytest.fixture
-def make_stream(digits):
-    return lambda **changes: ClassIncrementalStream(digits, **{"num_tasks": 2, "seed": 3, **changes})
-
-
-@pytest.fixture
-def make_trainer(make_model, make_args, make_stream):
-    def build(model=None, stream=None, callbacks=(), given_codec=None, **args):
-        return ContinualTrainer(
-            model=model or make_model(),
-            args=make_args(**args),
-            stream=stream or make_stream(),
-            codec=given_codec,
-            callbacks=list(callbacks),
-        )
-
-    return build
-
-
-def outcome(history: History) -> dict:
-    """Return everything but the seconds."""
-    content = history.to_dict()
-    for record in content["records"]:
-        for name in SECONDS:
-            record.pop(name)
-        record["sleep"].pop("seconds", None)
-    return {key: value for key, value in content.items() if key not in SECONDS}
-
-
-def assert_same_end(first: ContinualTrainer, second: ContinualTrainer):
-    assert equal_states(first.model, second.model)
-    assert outcome(first.history) == outcome(second.history)
-    assert first.memory.num_bytes == second.memory.num_bytes
-    both = (trainer.memory.read(range(len(trainer.memory))) for trainer in (first, second))
-    for one, two in zip(*both, strict=True):
-        assert torch.equal(one, two)
 
 
 def test_two_tasks_from_end_to_end(make_trainer, make_args, tmp_path):

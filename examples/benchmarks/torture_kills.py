@@ -77,7 +77,8 @@ class Run:
         """Start the command; return the seconds until it has begun or gone on."""
         history, started = self.folder / "history.json", time.time()
         self._began = time.perf_counter()
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
+        paths = [str(EXAMPLES.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder.parent / f"{self.folder.name}.log").open("ab") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=environment)
