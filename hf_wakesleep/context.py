@@ -96,8 +96,8 @@ class ContextModel(nn.Module):
                 known = one.known.to(latents).expand(len(latents), 1, -1, -1)
                 own = torch.cat([latents[:, one.start : one.stop] / 4 * known, known], dim=1)
                 x = coarser + look.of_channels(own, [*range(one.start, one.stop), one.stop + 1], has_bias=False)
-            x = x.flatten(2).index_select(2, one.places)[..., None]  # (B, _WIDTH, P, 1)
-            x = mix(activate(x, mix.is_rounded))
+            x = x.permute(0, 2, 3, 1).flatten(1, 2).index_select(1, one.places)  # (B, P, _WIDTH)
+            x = mix(activate(x.transpose(1, 2)[..., None], mix.is_rounded))
             mean, scale = tell(activate(x, tell.is_rounded)).squeeze(3).chunk(2, dim=1)
             yield one, mean, scale
 

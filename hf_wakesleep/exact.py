@@ -91,7 +91,8 @@ class ExactConv2d(nn.Conv2d):
         is_small = self.input_max <= self.float32_max or x.abs().max() <= self.float32_max
         dtype = torch.float32 if is_small else torch.float64
         bias = self.bias.to(dtype) if has_bias else None
-        return F.conv2d(x.to(dtype), self.weight[:, channels].to(dtype), bias, padding=self.padding).to(x.dtype)
+        x_exact = x.to(dtype, memory_format=torch.channels_last)  # faster on a CPU
+        return F.conv2d(x_exact, self.weight[:, channels].to(dtype), bias, padding=self.padding).to(x.dtype)
 
     def rounded(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return weight and bias as `pack` stores them, with straight-through gradients."""

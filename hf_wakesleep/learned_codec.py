@@ -208,7 +208,7 @@ class LearnedCodec(Codec):
 
     def _walk(self, shape: Sequence[int], index: torch.Tensor, code: Callable) -> torch.Tensor:
         """Call `code(contexts, pass)` for every pass; return all latents (B, LATENTS, h, w) that it returned."""
-        latents = torch.zeros(tuple(shape))
+        latents = torch.zeros(tuple(shape)).contiguous(memory_format=torch.channels_last)
         limit = LATENT_MAX * MEAN_STEPS
         for one, means, scales in self.networks.context.walk(latents, index):
             contexts = Contexts(

@@ -85,7 +85,7 @@ class Synthesis(nn.Module):
         coefficients = coefficients.clamp(-_COEFFICIENT_MAX, _COEFFICIENT_MAX)
         x = self.blocks(self.expand(torch.cat([coefficients / 64, step_plane(index, latents)], dim=1)))
         residual = self.residual(activate(x, self.residual.is_rounded)) * 16
-        return F.pixel_shuffle(self.linear(coefficients) + residual, BLOCK)
+        return F.pixel_shuffle((self.linear(coefficients) + residual).contiguous(), BLOCK)
 
 
 def pad_to_blocks(image: torch.Tensor) -> torch.Tensor:
