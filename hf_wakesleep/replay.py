@@ -203,7 +203,7 @@ class WeightAverage:
 def _batch(memory, indices, reader, args, place: tuple[int, ...], accelerator) -> tuple[torch.Tensor, torch.Tensor]:
     """Return this process's share of some memories, augmented: (B, 3, H, W) and (B,)."""
     images, labels = memory.read(indices[accelerator.process_index :: accelerator.num_processes])
-    pixel_values = reader.normalise(images).to(accelerator.device)
+    pixel_values = reader.normalise(images.to(accelerator.device))
     generator = seeded_generator(*place, accelerator.process_index)
     return augment(pixel_values, args.augmentation, args.crop_scale, generator), labels.to(accelerator.device)
 

@@ -184,7 +184,7 @@ class WakeReplay:
         images, labels = self._memory.read(self._draw.positions(len(inputs["labels"]), self._seed, start))
         device = inputs["labels"].device
         return {
-            "pixel_values": torch.cat([inputs["pixel_values"], self._reader.normalise(images).to(device)]),
+            "pixel_values": torch.cat([inputs["pixel_values"], self._reader.normalise(images.to(device))]),
             "labels": torch.cat([inputs["labels"], labels.to(device)]),
         }
 

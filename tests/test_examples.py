@@ -147,7 +147,9 @@ def test_selections_are_compared_over_class_orders(tmp_path):
     digits_of(range(4), 8).to_parquet(tmp_path / "digits.parquet")
     files = ["--train_file", "digits.parquet", "--test_file", "digits.parquet", "--backbone", "vit"]
     grid = ["--image_size", "8", "--num_tasks", "2", "--budgets", "4000", "5000", "--seeds", "1", "2"]
+    grid += ["--codecs", "webp:1", "learned:40"]
     run("benchmarks/selection.py", *files, *grid, "--output_dir", "out", cwd=tmp_path)
     found = json.loads((tmp_path / "out" / "selection.json").read_text())
-    assert set(found) == {"reservoir", "sample", "herding"}
+    assert {name.split(", ")[1] for name in found} == {"reservoir", "sample", "herding"}
+    assert [name.split(" ")[0] for name in found] == ["webp:1"] * 3 + ["learned:40"] * 3
     assert all(len(run) == 2 for budgets in found.values() for runs in budgets.values() for run in runs)

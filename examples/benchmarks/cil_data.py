@@ -12,6 +12,7 @@ from transformers.image_utils import PILImageResampling
 
 from hf_wakesleep import (
     ClassIncrementalStream,
+    Codec,
     DomainIncrementalStream,
     TaskStream,
     WakeSleepConfig,
@@ -110,6 +111,12 @@ def read_images(dataset: Dataset, processor, label2id: dict[str, int]) -> tuple[
     return torch.cat(parts), labels
 
 
+def codec_of(name: str) -> Codec:
+    """Return a codec by its name and quality, such as `"learned:45"`."""
+    codec_name, _, quality = name.partition(":")
+    return make_codec(codec_name, **({"quality": int(quality)} if quality else {}))
+
+
 def through_codec(images: torch.Tensor, name: str) -> torch.Tensor:
     """Return what a codec makes of images (N, 3, H, W) uint8, the same shape.
 
@@ -117,8 +124,7 @@ def through_codec(images: torch.Tensor, name: str) -> torch.Tensor:
         images (`torch.Tensor`): The images.
         name (`str`): Name and quality of the codec, such as `"learned:45"`.
     """
-    codec_name, _, quality = name.partition(":")
-    codec = make_codec(codec_name, **({"quality": int(quality)} if quality else {}))
+    codec = codec_of(name)
     codes = codec.encode(images)
     print(f"{name}: {sum(map(len, codes)) / len(codes):.0f} bytes an image", flush=True)
     return torch.stack(codec.decode(codes))

@@ -1,4 +1,4 @@
-"""Compare what is kept of each class when memory is full: a uniform sample, or herding.
+"""Compare what is kept of each class when memory is full: uniform samples or herding, many small codes or a few large.
 
     OMP_NUM_THREADS=1 python examples/benchmarks/selection.py --train_file train.parquet --test_file test.parquet \
         --backbone PATH_OR_HUB_NAME --image_size 128
@@ -6,7 +6,11 @@
 learns a stream with a frozen backbone, and after every task fits recall to the decoded memories alone. Prints, for
 every budget (of the codes and their index only), the pooled accuracy after the last task and averaged over all tasks,
 mean and standard deviation over class orders. `sample` are uniform samples that differ from order to order; the
-reservoir's is always the same. Writes `selection.json` and `selection.png`. 7 minutes on a busy core.
+reservoir's is always the same. Writes `selection.json` and `selection.png`. 7 minutes on a busy core. With
+
+    --selections herding --codecs learned:0 learned:15 learned:30 learned:47
+
+it compares codes of different sizes instead.
 """
 
 import json
@@ -17,6 +21,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from cil_data import codec_of
 from datasets import Dataset, load_dataset
 from PIL import ImageOps
 from tqdm.auto import tqdm
@@ -24,10 +29,10 @@ from transformers import HfArgumentParser
 
 from hf_wakesleep import (
     ClassIncrementalStream,
+    Codec,
     SemiParametricMemory,
     Task,
     WakeSleepForImageClassification,
-    WebPCodec,
     herding_ranks,
 )
 
@@ -43,7 +48,10 @@ class Arguments:
     backbone: str = field(metadata={"help": "Folder or name on the Hub of a pretrained backbone."})
     image_size: int = field(default=128, metadata={"help": "Side of the images in pixels."})
     num_tasks: int = field(default=10, metadata={"help": "Number of tasks."})
-    quality: int = field(default=1, metadata={"help": "Quality of WebP."})
+    codecs: list[str] = field(default_factory=lambda: ["webp:1"], metadata={"help": "Codecs, with their qualities."})
+    selections: list[str] = field(
+        default_factory=lambda: list(SELECTIONS), metadata={"help": "What is kept: reservoir, sample or herding."}
+    )
     seeds: list[int] = field(default_factory=lambda: [1993, 1994, 1995], metadata={"help": "Class orders."})
     budgets: list[int] = field(
         default_factory=lambda: [250_000, 500_000, 1_000_000], metadata={"help": "Bytes for codes and their index."}
@@ -68,8 +76,8 @@ def see(model: WakeSleepForImageClassification, images: torch.Tensor) -> torch.T
     return model.extract_features((images / 255 - mean) / std)
 
 
-def see_all(model: WakeSleepForImageClassification, dataset: Dataset, codec: WebPCodec, decodes: bool) -> Part:
-    """Return features of a split and, if `decodes`, its codes and features of what they decode to."""
+def see_all(model: WakeSleepForImageClassification, dataset: Dataset, codec: Codec | None) -> Part:
+    """Return features of a split and, given a codec, its codes and features of what they decode to."""
     side, names = model.config.image_size, dataset.features["label"].names
     part = Part([names[label] for label in dataset["label"]], torch.empty(0), [], {})
     features = []
@@ -77,7 +85,7 @@ def see_all(model: WakeSleepForImageClassification, dataset: Dataset, codec: Web
         pixels = [np.asarray(ImageOps.fit(image.convert("RGB"), (side, side))) for image in batch["image"]]
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
         features.append(see(model, images))
-        if decodes:
+        if codec is not None:
             codes = codec.encode(images)
             part.codes += codes
             part.remembered.update(zip(codes, see(model, torch.stack(codec.decode(codes))), strict=True))
@@ -117,10 +125,10 @@ def learn(model, tasks: list[Task], memory: SemiParametricMemory, train: Part, t
 
 def plot(found: dict[str, dict[int, list]], path: Path) -> None:
     """Draw the accuracy after the last task over the budget."""
-    for selection, budgets in found.items():
+    for name, budgets in found.items():
         last = [np.asarray(runs)[:, -1] * 100 for runs in budgets.values()]
         sizes = [budget / 1e6 for budget in budgets]
-        plt.errorbar(sizes, [run.mean() for run in last], [run.std() for run in last], marker="o", label=selection)
+        plt.errorbar(sizes, [run.mean() for run in last], [run.std() for run in last], marker="o", label=name)
     plt.xlabel("budget of the codes in MB")
     plt.ylabel("pooled accuracy of recall in %")
     plt.legend()
@@ -128,31 +136,37 @@ def plot(found: dict[str, dict[int, list]], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure all selections, and write table and plot."""
+    """Measure all selections and codecs, and write table and plot."""
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
     data = load_dataset("parquet", data_files={"train": args.train_file, "test": args.test_file})
-    codec = WebPCodec(args.quality)
     model = WakeSleepForImageClassification.from_backbone(args.backbone, image_size=args.image_size).eval()
     model.grow(data["train"].features["label"].names)
-    train, test = (see_all(model, data[split], codec, decodes=split == "train") for split in ("train", "test"))
+    test = see_all(model, data["test"], None)
     streams = {seed: list(ClassIncrementalStream(data, num_tasks=args.num_tasks, seed=seed)) for seed in args.seeds}
-    found = {selection: {} for selection in SELECTIONS}
-    print(f"| budget | {' | '.join(SELECTIONS)} |\n|---|{'---|' * len(SELECTIONS)}")
+    found = {}
+    for name in args.codecs:
+        codec = codec_of(name)
+        train = see_all(model, data["train"], codec)
+        size = sum(map(len, train.codes)) / len(train.codes)
+        for selection in args.selections:
+            budgets = found[f"{name} ({size:.0f} B), {selection}"] = {budget: [] for budget in args.budgets}
+            for budget, runs in budgets.items():
+                for seed, tasks in streams.items():
+                    choose = partial(ranks_of, selection, generator=np.random.default_rng(seed))
+                    runs.append(learn(model, tasks, SemiParametricMemory(codec, budget), train, test, choose))
+    print(f"| budget | {' | '.join(found)} |\n|---|{'---|' * len(found)}")
     for budget in args.budgets:
-        cells = []
-        for selection in SELECTIONS:
-            runs = found[selection][budget] = []
-            for seed, tasks in streams.items():
-                generator = np.random.default_rng(seed)
-                choose = partial(ranks_of, selection, generator=generator)
-                runs.append(learn(model, tasks, SemiParametricMemory(codec, budget), train, test, choose))
-            last, mean = np.asarray(runs)[:, -1] * 100, np.asarray(runs).mean(axis=1) * 100
-            cells.append(f"{last.mean():.1f} ± {last.std():.1f} ({mean.mean():.1f} ± {mean.std():.1f})")
-        print(f"| {budget / 1e6} MB | {' | '.join(cells)} |", flush=True)
+        print(f"| {budget / 1e6} MB | {' | '.join(_cell(np.asarray(runs[budget])) for runs in found.values())} |")
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "selection.json").write_text(json.dumps(found, indent=2) + "\n")
     plot(found, output_dir / "selection.png")
+
+
+def _cell(runs: np.ndarray) -> str:
+    """Return mean and deviation of accuracies (runs, tasks) after the last task and, in brackets, over all tasks."""
+    last, mean = runs[:, -1] * 100, runs.mean(axis=1) * 100
+    return f"{last.mean():.1f} ± {last.std():.1f} ({mean.mean():.1f} ± {mean.std():.1f})"
 
 
 if __name__ == "__main__":
