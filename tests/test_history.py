@@ -100,7 +100,7 @@ def test_the_table_shows_the_matrix_and_every_metric():
 
 def test_the_picture_shows_matrix_curves_and_memory(tmp_path):
     figure = plot_history(make_history())
-    assert [axes.get_title() for axes in figure.axes[:3]] == ["accuracy (%)", "over tasks", "memory"]
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["accuracy (%)", "over tasks (%)", "memory (kB)"]
     save_history_plot(make_history(rows=((math.nan,),)), tmp_path)
     with Image.open(tmp_path / "history.png") as image:
         assert image.width > 500
