@@ -120,11 +120,14 @@ def make_args(tmp_path):
 
 @pytest.fixture
 def make_stream(digits):
+    """Return a function that builds a stream of two tasks of digits."""
     return lambda **changes: ClassIncrementalStream(digits, **{"num_tasks": 2, "seed": 3, **changes})
 
 
 @pytest.fixture
 def make_trainer(make_model, make_args, make_stream):
+    """Return a function that builds a trainer of the model, arguments and stream of the fixtures."""
+
     def build(model=None, stream=None, callbacks=(), given_codec=None, **args):
         return ContinualTrainer(
             model=model or make_model(),
@@ -144,16 +147,27 @@ STOPPABLE = {  # 14 steps awake, 10 asleep, per task
     "save_steps": 4,
     "augmentation": "crop",
 }
-_WHOLE = []
+_FINISHED = {}  # by settings
 
 
 @pytest.fixture
-def whole(make_trainer):
-    """Return a finished run that was never stopped; it runs once."""
-    if not _WHOLE:
-        _WHOLE.append(make_trainer(output_dir="whole", **STOPPABLE))
-        _WHOLE[0].train()
-    return _WHOLE[0]
+def run_once(make_trainer):
+    """Return a function that returns a finished run with some settings, which was never stopped; it runs once."""
+
+    def run(settings) -> ContinualTrainer:
+        if repr(settings) not in _FINISHED:
+            trainer = make_trainer(output_dir="whole", **settings)
+            trainer.train()
+            _FINISHED[repr(settings)] = trainer
+        return _FINISHED[repr(settings)]
+
+    return run
+
+
+@pytest.fixture
+def whole(run_once):
+    """Return a finished run of `STOPPABLE`, which was never stopped."""
+    return run_once(STOPPABLE)
 
 
 @pytest.fixture

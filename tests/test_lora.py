@@ -187,16 +187,9 @@ def test_recall_follows_a_backbone_that_wake_has_changed(make_trainer, make_mode
     assert awake.history.settings["lora_config"] == "lora_alpha=16, r=8, target_modules='all-linear'"
 
 
-_WHOLE = []
-
-
 @pytest.fixture
-def whole(make_trainer):
-    """Return a finished run that was never stopped; it runs once."""
-    if not _WHOLE:
-        _WHOLE.append(make_trainer(output_dir="whole", **LORA))
-        _WHOLE[0].train()
-    return _WHOLE[0]
+def whole(run_once):
+    return run_once(LORA)
 
 
 class _SignalAt(TrainerCallback):
