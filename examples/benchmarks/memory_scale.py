@@ -3,8 +3,8 @@
     python examples/benchmarks/memory_scale.py
 
 Codes are made up: grey strips of noise, 300 bytes each, of 1,000 classes in 10 tasks. Prints seconds and memory of
-every phase, in a process of its own, and how long a class-balanced batch of 256 takes to draw, read and decode; images
-that were decoded before, which a memory of 10,000 would soon all hold, are not used. A minute.
+every phase, in a process of its own, and how long a class-balanced batch of 256 takes to draw, read and decode, all
+sizes in turns; images that were decoded before, which a memory of 10,000 would soon all hold, are not used. A minute.
 """
 
 import resource
@@ -55,47 +55,59 @@ def write(args: Arguments, folder: str) -> None:
     memory.save(folder)
 
 
-def read(args: Arguments, folder: str) -> float:
-    """Load the memory and return the median milliseconds of a batch."""
+def load(size: int, folder: str) -> SemiParametricMemory:
+    """Return the memory of `size` codes in a folder."""
     memory = SemiParametricMemory.load(folder)
-    if len(memory) != args.sizes[0]:
-        raise ValueError(f"Expected {args.sizes[0]} codes, got {len(memory)}.")
-    draw, seconds = memory.balanced(), []
+    if len(memory) != size:
+        raise ValueError(f"Expected {size} codes, got {len(memory)}.")
+    return memory
+
+
+def read(args: Arguments, folder: str) -> None:
+    """Load the memory and read batches from it."""
+    read_in_turns([load(args.sizes[0], folder)])
+
+
+def read_in_turns(memories: list[SemiParametricMemory]) -> list[float]:
+    """Return the median milliseconds of a batch of each memory, read in turns: the machine's own pace may change."""
+    draws = [memory.balanced() for memory in memories]
+    seconds = [[] for _ in memories]
     for number in range(BATCHES):
-        start = time.perf_counter()
-        memory.codec.decode(memory.codes(draw.positions(BATCH, (1,), number * BATCH)))
-        seconds.append(time.perf_counter() - start)
-    return 1000 * statistics.median(seconds)
+        for memory, draw, taken in zip(memories, draws, seconds, strict=True):
+            start = time.perf_counter()
+            memory.codec.decode(memory.codes(draw.positions(BATCH, (1,), number * BATCH)))
+            taken.append(time.perf_counter() - start)
+    return [1000 * statistics.median(taken) for taken in seconds]
 
 
 def run_phase(args: Arguments) -> None:
-    """Do one phase and print its peak memory, seconds and milliseconds of a batch."""
+    """Do one phase and print its peak memory and seconds."""
     base, start = peak(), time.perf_counter()
-    batch = {"write": write, "read": read}[args.phase](args, args.folder) or 0.0
-    print(f"{peak() - base} {time.perf_counter() - start} {batch}")
+    {"write": write, "read": read}[args.phase](args, args.folder)
+    print(f"{peak() - base} {time.perf_counter() - start}")
 
 
 def main() -> None:
-    """Run every phase in a process of its own."""
+    """Run every phase in a process of its own, then read batches of all sizes."""
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
     if args.phase:
         run_phase(args)
         return
-    batches = []
-    for size in args.sizes:
-        with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        for size in args.sizes:
             for phase in ("write", "read"):
-                command = [sys.executable, __file__, "--phase", phase, "--folder", folder, "--sizes", str(size)]
+                command = [sys.executable, __file__, "--phase", phase, "--folder", f"{folder}/{size}"]
                 for name in ("code_bytes", "num_classes", "num_tasks"):
                     command += [f"--{name}", str(getattr(args, name))]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                memory, seconds, batch = map(float, done.stdout.split())
+                done = subprocess.run([*command, "--sizes", str(size)], capture_output=True, text=True, check=True)
+                memory, seconds = map(float, done.stdout.split())
                 print(
-                    f"{size:>9,d} codes  {phase:5s} {seconds:7.1f} s  {memory:7.0f} MB beyond the interpreter", end=""
+                    f"{size:>9,d} codes  {phase:5s} {seconds:7.1f} s  {memory:7.0f} MB beyond the interpreter",
+                    flush=True,
                 )
-                print(f"  {batch:.2f} ms a batch of {BATCH}" if batch else "", flush=True)
-        batches.append(batch)
-    print(f"batch with {args.sizes[-1]:,d} codes / with {args.sizes[0]:,d}: {batches[-1] / batches[0]:.2f}")
+        batches = read_in_turns([load(size, f"{folder}/{size}") for size in args.sizes])
+    for size, batch in zip(args.sizes, batches, strict=True):
+        print(f"{size:>9,d} codes  {batch:.2f} ms a batch of {BATCH}, {batch / batches[0]:.2f} of the first")
 
 
 if __name__ == "__main__":
