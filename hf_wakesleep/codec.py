@@ -1,5 +1,6 @@
 """Codec: from an image to a small code, a self-contained `bytes`, and back."""
 
+import binascii
 import hashlib
 import io
 import struct
@@ -12,6 +13,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 MAX_SIDE = 4096  # pixels; a code that claims a larger image is refused before anything is allocated
+_CHECK = struct.Struct(">H")
 
 
 class CodecError(ValueError):
@@ -69,39 +71,69 @@ def check_side(height: int, width: int) -> None:
         raise CodecError(f"Expected a code of an image of 1 to {MAX_SIDE} pixels a side, got {height} x {width}.")
 
 
-class RawCodec(Codec):
-    """Pixels as they are, behind a header of 5 bytes; one channel where the three are equal."""
+def sealed(content: bytes) -> bytes:
+    """Return a code of some content: it, and two bytes that check it."""
+    return content + _CHECK.pack(binascii.crc_hqx(content, 0xFFFF))
+
+
+def unsealed(code: bytes) -> bytes:
+    """Return the content of a code.
+
+    Raises:
+        CodecError: If it fails its check.
+    """
+    content = code[: -_CHECK.size]
+    if code != sealed(content):
+        raise CodecError(
+            f"Expected a code that ends with a check of its content, got {len(code)} bytes that fail it. Are they "
+            "corrupt, or of another codec?"
+        )
+    return content
+
+
+class _SealedCodec(Codec):
+    """A codec that takes images one by one and seals what comes out."""
+
+    def encode(self, images):
+        return [sealed(self._encode_one(image)) for image in images]
+
+    def decode(self, codes):
+        return [self._decode_one(unsealed(code)) for code in codes]
+
+    @abstractmethod
+    def _encode_one(self, image: torch.Tensor) -> bytes: ...
+
+    @abstractmethod
+    def _decode_one(self, content: bytes) -> torch.Tensor: ...
+
+
+class RawCodec(_SealedCodec):
+    """Pixels as they are, between a header of 5 bytes and a check of 2; one channel where the three are equal."""
 
     name = "raw"
     _header = struct.Struct("<BHH")  # channels, height, width
 
-    def encode(self, images):
-        codes = []
-        for image in images:
-            is_grey = bool((image[0] == image[1]).all() and (image[0] == image[2]).all())
-            pixels = (image[:1] if is_grey else image).contiguous()
-            codes.append(self._header.pack(*pixels.shape) + pixels.cpu().numpy().tobytes())
-        return codes
+    def _encode_one(self, image):
+        is_grey = bool((image[0] == image[1]).all() and (image[0] == image[2]).all())
+        pixels = (image[:1] if is_grey else image).contiguous()
+        return self._header.pack(*pixels.shape) + pixels.cpu().numpy().tobytes()
 
-    def decode(self, codes):
-        return [self._decode_one(code) for code in codes]
-
-    def _decode_one(self, code: bytes) -> torch.Tensor:
-        if len(code) < self._header.size:
-            raise CodecError(f"Expected a raw code of at least {self._header.size} bytes, got {len(code)}.")
-        channels, height, width = self._header.unpack_from(code)
+    def _decode_one(self, content):
+        if len(content) < self._header.size:
+            raise CodecError(f"Expected a raw code with a header of {self._header.size} bytes, got {len(content)}.")
+        channels, height, width = self._header.unpack_from(content)
         check_side(height, width)
-        size = self._header.size + channels * height * width
-        if channels not in (1, 3) or len(code) != size:
+        size, found = channels * height * width, len(content) - self._header.size
+        if channels not in (1, 3) or found != size:
             raise CodecError(
-                f"Expected a raw code of {size} bytes for {channels} channels of {height} x {width}, got {len(code)}."
+                f"Expected a raw code of {size} bytes for {channels} channels of {height} x {width}, got {found}."
             )
-        pixels = np.frombuffer(code, dtype=np.uint8, offset=self._header.size).reshape(channels, height, width)
+        pixels = np.frombuffer(content, dtype=np.uint8, offset=self._header.size).reshape(channels, height, width)
         return torch.from_numpy(pixels.copy()).expand(3, -1, -1)  # (3, H, W)
 
 
-class WebPCodec(Codec):
-    """Lossy WebP, as Pillow writes it.
+class WebPCodec(_SealedCodec):
+    """Lossy WebP, as Pillow writes it, and a check of 2 bytes, which readers may ignore (RFC 9649, section 2.4).
 
     Args:
         quality (`int`, defaults to 50): 0 (smallest) to 100 (best).
@@ -117,30 +149,24 @@ class WebPCodec(Codec):
     def settings(self):
         return {"quality": self.quality}
 
-    def encode(self, images):
-        codes = []
-        for image in images:
-            buffer = io.BytesIO()
-            Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(buffer, "WEBP", quality=self.quality, method=6)
-            codes.append(buffer.getvalue())
-        return codes
+    def _encode_one(self, image):
+        buffer = io.BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(buffer, "WEBP", quality=self.quality, method=6)
+        return buffer.getvalue()
 
-    def decode(self, codes):
-        return [self._decode_one(code) for code in codes]
-
-    def _decode_one(self, code: bytes) -> torch.Tensor:
-        check_side(*_webp_size(code))
+    def _decode_one(self, content):
+        check_side(*_webp_size(content))
         try:
-            with Image.open(io.BytesIO(code), formats=["WEBP"]) as image:
+            with Image.open(io.BytesIO(content), formats=["WEBP"]) as image:
                 pixels = np.asarray(image.convert("RGB"))
         except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-            raise CodecError(f"Expected a WebP code, got {len(code)} bytes that do not decode: {error}.") from error
+            raise CodecError(f"Expected a WebP code, got {len(content)} bytes that do not decode: {error}.") from error
         return torch.from_numpy(pixels.copy()).permute(2, 0, 1)  # (3, H, W)
 
 
-def _webp_size(code: bytes) -> tuple[int, int]:
+def _webp_size(content: bytes) -> tuple[int, int]:
     """Return height and width as the header says, of nothing but one lossy frame (RFC 9649, section 2.5)."""
-    if len(code) < 30 or (code[:4], code[8:16], code[23:26]) != (b"RIFF", b"WEBPVP8 ", b"\x9d\x01\x2a"):
-        raise CodecError(f"Expected a WebP code, one lossy frame without extras, got {len(code)} other bytes.")
-    width, height = struct.unpack_from("<HH", code, 26)
+    if len(content) < 30 or (content[:4], content[8:16], content[23:26]) != (b"RIFF", b"WEBPVP8 ", b"\x9d\x01\x2a"):
+        raise CodecError(f"Expected a WebP code, one lossy frame without extras, got {len(content)} other bytes.")
+    width, height = struct.unpack_from("<HH", content, 26)
     return height & 0x3FFF, width & 0x3FFF  # the upper bits say how to scale it up

@@ -24,6 +24,7 @@ from hf_wakesleep import (
     WebPCodec,
 )
 from hf_wakesleep.budget import parse_bytes
+from hf_wakesleep.codec import sealed
 from hf_wakesleep.images import ImageReader, TaskImages, make_image_processor, open_image
 
 NAN, INF = float("nan"), float("inf")
@@ -372,8 +373,9 @@ def _codecs() -> Iterator[Case]:
             b"\x03\xff\xff\xff\xff",
             b"\x02\x01\0\x01\0\0",
         ):
-            run = lambda codec=codec, code=code: codec.decode([code])  # noqa: E731
-            yield Case(f"{codec.name} code {code[:9]!r}", run, "Expected a")
+            for content in (code, sealed(code)):
+                run = lambda codec=codec, content=content: codec.decode([content])  # noqa: E731
+                yield Case(f"{codec.name} code {content[:9]!r}", run, "Expected a")
     memory = SemiParametricMemory(RawCodec(), None, ["a"])
     for labels in ([1], [-1], [0, 0], [], [2**40]):
         run = lambda labels=labels: memory.write([b"x"], labels, task=0)  # noqa: E731
@@ -398,7 +400,9 @@ def _random() -> Iterator[Case]:
         )
         code = bytearray(_encode(noise, "WEBP"))
         code[generator.randrange(len(code))] = generator.randrange(256)
-        yield Case(f"code with noise {seed}", _either(lambda code=code: codec.decode([bytes(code)]), "Expected a"))
+        yield Case(
+            f"code with noise {seed}", _either(lambda code=code: codec.decode([sealed(bytes(code))]), "Expected a")
+        )
 
 
 def _either(run: Callable[[], object], message: str) -> Callable[[], object]:

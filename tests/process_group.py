@@ -67,7 +67,10 @@ def launch(folder: Path, processes: int, *accidents: str, **args) -> Ended:
 def run(folder: Path, processes: int, *accidents: str, **args) -> list[dict]:
     """Return what each of so many processes saw of two tasks of digits."""
     ended = launch(folder, processes, *accidents, **args)
-    assert not any(ended.exit_codes), ended.output[-3000:]
+    assert not any(ended.exit_codes), "\n".join(
+        f"process {rank} ended with {code}: {(folder / f'rank-{rank}.log').read_text()[-2500:]}"
+        for rank, code in enumerate(ended.exit_codes)
+    )
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(processes)]
 
 

@@ -80,7 +80,7 @@ def test_num_bytes_adds_up():
     assert parts.total == 15
     assert parts.to_dict() == {"codes": 1, "index": 2, "codec": 3, "statistics": 4, "masks": 5, "total": 15}
     memory = filled()
-    assert memory.num_bytes.codes == 15 * (5 + 192)
+    assert memory.num_bytes.codes == 15 * (5 + 192 + 2)
     assert memory.num_bytes.statistics == 100
 
 

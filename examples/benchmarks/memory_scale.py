@@ -20,6 +20,7 @@ import numpy as np
 from transformers import HfArgumentParser
 
 from hf_wakesleep import RawCodec, SemiParametricMemory
+from hf_wakesleep.codec import sealed
 
 BATCH, BATCHES = 256, 200
 
@@ -49,8 +50,9 @@ def write(args: Arguments, folder: str) -> None:
     per_task = args.sizes[0] // args.num_tasks
     classes = np.array_split(np.arange(args.num_classes), args.num_tasks)
     for task in range(args.num_tasks):
-        head = struct.pack("<BHH", 1, 1, args.code_bytes - 5)  # a grey strip, as `RawCodec` writes it
-        codes = [head + generator.bytes(args.code_bytes - len(head)) for _ in range(per_task)]
+        pixels = args.code_bytes - 7
+        head = struct.pack("<BHH", 1, 1, pixels)  # a grey strip, as `RawCodec` writes it
+        codes = [sealed(head + generator.bytes(pixels)) for _ in range(per_task)]
         memory.write(codes, np.resize(classes[task], per_task), task)
     memory.save(folder)
 
