@@ -1,6 +1,7 @@
 """ContinualTrainer: a Trainer that learns a stream of tasks, with a sleep after each."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 from peft import LoraConfig
@@ -16,6 +17,7 @@ from .checkpoint import (
 from .codec import Codec
 from .history import HISTORY_NAME, History
 from .learned_codec import LearnedCodec
+from .lock import folder_lock
 from .lora import describe
 from .memory import SemiParametricMemory
 from .model_card import hyper_parameters
@@ -89,8 +91,8 @@ class ContinualTrainer(TaskTrainer):
             [`History.summary`] as metrics.
 
         Raises:
-            ValueError: If `output_dir` holds another run, the run to go on from was another, or the memory budget is
-                too small for the classes to come. Nothing has been trained or written then.
+            ValueError: If `output_dir` holds another run or one that still runs, the run to go on from was another, or
+                the memory budget is too small for the classes to come. Nothing has been trained or written then.
             OSError: If the disk is full or cannot be written to; stages and checkpoints before are intact.
             FloatingPointError: If a loss is not finite and `non_finite_loss` is `"stop"`.
             MemoryError: If the device has not enough memory to sleep.
@@ -101,17 +103,18 @@ class ContinualTrainer(TaskTrainer):
                 f"This trainer was stopped inside task {self.task_number + 1}. Build a new model and trainer, and "
                 "pass `resume_from_checkpoint=True` to go on."
             )
-        with self._signals:
-            checkpoint = self._open_run(resume_from_checkpoint)
-            steps, loss = 0, math.nan
-            for number in range(len(self.history), len(self.tasks)):
+        with folder_lock(self.args.output_dir) if self.args.should_save else nullcontext():
+            with self._signals:
+                checkpoint = self._open_run(resume_from_checkpoint)
+                steps, loss = 0, math.nan
+                for number in range(len(self.history), len(self.tasks)):
+                    self.guard.exit_if_asked()
+                    output = self._learn(number, checkpoint, **kwargs)
+                    checkpoint = None
+                    steps, loss = steps + output.global_step, output.training_loss
                 self.guard.exit_if_asked()
-                output = self._learn(number, checkpoint, **kwargs)
-                checkpoint = None
-                steps, loss = steps + output.global_step, output.training_loss
-            self.guard.exit_if_asked()
-        if self._publisher is not None:
-            self._publisher.finish(self.args.shows_progress)
+            if self._publisher is not None:
+                self._publisher.finish(self.args.shows_progress)
         return TrainOutput(steps, loss, self.history.summary() if len(self.history) else {})
 
     def _open_run(self, resume: str | bool | None) -> str | None:
