@@ -1,5 +1,6 @@
 """Two tasks of digits, learned by several processes."""
 
+import faulthandler
 import gc
 import hashlib
 import json
@@ -84,6 +85,7 @@ def _work(rank: int, processes: int, port: int, folder: Path, accidents: tuple[s
     if "shard" in accidents:
         os.environ.update(SHARDED)
     send_output_to(folder / f"rank-{rank}.log", 1, 2)
+    faulthandler.enable()
     learn(folder, accidents, args)
 
 
