@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -34,6 +34,8 @@ def folder_lock(folder: str | Path) -> Iterator[None]:
         _acquire(descriptor, folder)
         yield
     finally:
+        with suppress(OSError):  # no locks here
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a worker that lives on has inherited it
         os.close(descriptor)
 
 

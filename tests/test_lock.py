@@ -22,6 +22,21 @@ with folder_lock(sys.argv[1]):
     os._exit(0)
 """
 
+OUTLIVED = """
+import os, signal, sys, time
+from hf_wakesleep import lock
+lock._PATIENCE = 0.3
+with lock.folder_lock(sys.argv[1]):
+    worker = os.fork()
+    if not worker:
+        time.sleep(60)
+try:
+    with lock.folder_lock(sys.argv[1]):
+        print("held again")
+finally:
+    os.kill(worker, signal.SIGKILL)
+"""
+
 
 def test_a_second_run_is_refused_before_it_writes_anything(make_trainer, tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "_PATIENCE", 0.3)
@@ -43,3 +58,8 @@ def test_the_lock_goes_with_a_process_that_is_killed_and_its_workers(tmp_path):
     with folder_lock(tmp_path):
         assert 0.1 < time.monotonic() - start < 5
     assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_ends_with_its_block_though_a_worker_lives_on(tmp_path):
+    command = [sys.executable, "-c", OUTLIVED, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "held again\n"
