@@ -6,6 +6,7 @@ from transformers import TrainerCallback
 class SleepCallback(TrainerCallback):
     """Sends a [`ContinualTrainer`] to sleep at the end of each task's wake, and to naps in between.
 
+    It comes before all other callbacks, so that these see, at the end of training, the network that has slept.
     `trainer.remove_callback(SleepCallback)` keeps it awake for good.
 
     Args:
@@ -14,6 +15,10 @@ class SleepCallback(TrainerCallback):
 
     def __init__(self, trainer):
         self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Let the logs of earlier tasks come first."""
+        self.trainer.recall_logs(state)
 
     def on_step_end(self, args, state, control, **kwargs):
         """Take a nap when it is time; the last one is the sleep itself."""

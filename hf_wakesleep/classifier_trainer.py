@@ -6,13 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 from PIL import Image
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
-from transformers import Trainer
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import EarlyStoppingCallback, Trainer
+from transformers.trainer_utils import IntervalStrategy
+from transformers.utils import logging
 
 from .checkpoint import LAST_WRITTEN, SLEEP_NAME, checkpoints_of, drop_old_checkpoints
+from .eval_datasets import EvalSets, as_images
 from .files import check_writable, disk_advice, remove_folder, temporary_name
 from .hub import Publisher
 from .images import ImageReader, TaskImages, make_image_processor
@@ -23,7 +25,21 @@ from .replay import Replay
 from .shards import check_sharding, load_whole
 from .training_args import ContinualTrainingArguments
 
+logger = logging.get_logger(__name__)
+
 TRAINING_ARGS_NAME = "training_args.bin"
+
+
+# Arguments of `Trainer` that cannot be passed, each with what to do instead.
+REFUSED = {
+    "compute_loss_func": "The loss is the cross-entropy of the classifier, awake and asleep",
+    "data_collator": "The trainer reads images itself; pass a `processing_class` to resize them otherwise",
+    "model_init": "Tasks build on each other; build a new model and trainer for every trial",
+    "optimizers": "Every task trains with an optimizer and a schedule of its own; choose them with `optim` and "
+    "`lr_scheduler_type`, or pass `optimizer_cls_and_kwargs`",
+    "preprocess_logits_for_metrics": "Accuracy is computed from the scores; reduce them in `compute_metrics`",
+    "train_dataset": "Training images come from the tasks of `stream`",
+}
 
 
 class ClassifierTrainer(Trainer):
@@ -36,7 +52,7 @@ class ClassifierTrainer(Trainer):
         kwargs: Passed on to `Trainer`.
 
     Raises:
-        ValueError: If the image processor does not fit the model, or `optimizers` are given.
+        ValueError: If the image processor does not fit the model, or an argument cannot be used.
     """
 
     def __init__(
@@ -46,11 +62,7 @@ class ClassifierTrainer(Trainer):
         processing_class=None,
         **kwargs,
     ):
-        if kwargs.get("optimizers", (None, None)) != (None, None):
-            raise ValueError(
-                "`optimizers` cannot be passed: every task trains with an optimizer and a schedule of its own. Choose "
-                "them with `optim` and `lr_scheduler_type`, or pass `optimizer_cls_and_kwargs`."
-            )
+        _check_trainer_arguments(kwargs, args)
         self.reader = ImageReader(processing_class or make_image_processor(model.config))
         size = self.reader.resize([Image.new("RGB", (3, 5))]).shape[-2:]
         if tuple(size) != (model.config.image_size,) * 2:
@@ -69,12 +81,20 @@ class ClassifierTrainer(Trainer):
             data_collator=self.reader,
             eval_dataset={},
             processing_class=self.reader.processor,
-            compute_metrics=_accuracy,
-            preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(dim=-1),
             **kwargs,
         )
+        check_sharding(self.accelerator, args)
 
-        check_sharding(self.accelerator)
+    def hyperparameter_search(self, *args, **kwargs):
+        """Refuse: a search builds its own models, which [`ContinualTrainer`] cannot share between trials.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "`hyperparameter_search` cannot be used: it needs `model_init`, and tasks build on each other. Build a "
+            "new model and trainer, with an `output_dir` of its own, for every trial."
+        )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return the cross-entropy of the classifier; what it is mixed with is not trained."""
@@ -85,16 +105,67 @@ class ClassifierTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        """Take the images of a task or of any labelled dataset, too."""
-        return super().get_eval_dataloader(self._as_images(eval_dataset))
+        """Return a loader of all images of a dataset, in their order.
+
+        Args:
+            eval_dataset (*optional*): Anything that [`as_images`] takes, or the name of a stage; the evaluation images
+                of all tasks so far if missing.
+        """
+        if isinstance(eval_dataset, str):
+            if eval_dataset not in self._eval_sets:
+                raise ValueError(
+                    f"Expected `eval_dataset` to be a dataset or one of {list(self._eval_sets)}, got {eval_dataset!r}."
+                )
+            eval_dataset = self._eval_sets[eval_dataset]
+        images = as_images(self.eval_dataset if eval_dataset is None else eval_dataset, self.model.config.label2id)
+        # Not by `Trainer`: it would drop the last images, or take what workers of another dataset hold.
+        loader = DataLoader(
+            images,
+            batch_size=self.args.eval_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=0 if isinstance(images, IterableDataset) else self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare_data_loader(loader)
 
     def get_test_dataloader(self, test_dataset) -> DataLoader:
-        """Take the images of a task or of any labelled dataset, too."""
-        return super().get_test_dataloader(self._as_images(test_dataset))
+        """Return a loader of all images of a dataset, in their order; see `get_eval_dataloader`."""
+        return self.get_eval_dataloader(test_dataset)
 
-    def _as_images(self, dataset):
-        is_plain = isinstance(dataset, Dataset)
-        return TaskImages(dataset, self.model.config.label2id, "the given images") if is_plain else dataset
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        """Add accuracy, over all images and by task, to what `Trainer` computes of labelled images."""
+        if ignore_keys and "logits" in ignore_keys:
+            raise ValueError(
+                "`ignore_keys` must not hold 'logits', from which accuracy is computed, got "
+                f"{list(ignore_keys)}. Leave it out."
+            )
+        output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
+        if output.label_ids is None:
+            if description == "Evaluation":
+                logger.warning(
+                    "The given images have no labels, so there is no accuracy. `predict` returns their scores."
+                )
+            return output
+        scores = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions  # (N, C)
+        if len(scores) != len(output.label_ids):
+            raise ValueError(
+                f"Every image needs a label, or none, but {len(scores) - len(output.label_ids)} of {len(scores)} have "
+                "none. Drop those images, or all labels."
+            )
+        is_correct = scores.argmax(axis=-1) == output.label_ids  # (N,)
+        shares = {"accuracy": is_correct.mean()}
+        if isinstance(dataloader.dataset, EvalSets):
+            slices = dataloader.dataset.slices()
+            shares |= {f"{name}_accuracy": is_correct[rows].mean() for name, rows in slices.items()}
+        output.metrics.update({f"{metric_key_prefix}_{name}": float(share) for name, share in shares.items()})
+        return output
+
+    @property
+    def _eval_sets(self) -> dict[str, TaskImages]:
+        """The evaluation images of each task so far, by the name of its stage, where they are at hand."""
+        return self.eval_dataset.sets if isinstance(self.eval_dataset, EvalSets) else {}
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """Give the backbone a learning rate of its own if `backbone_learning_rate_ratio` says so."""
@@ -199,5 +270,24 @@ class ClassifierTrainer(Trainer):
         load_factors(model, read_factors(Path(resume_from_checkpoint)))
 
 
-def _accuracy(prediction) -> dict[str, float]:
-    return {"accuracy": float((prediction.predictions == prediction.label_ids).mean())}
+def _check_trainer_arguments(kwargs: dict, args: ContinualTrainingArguments) -> None:
+    """Refuse arguments of `Trainer` that would be ignored, or that fail after the first task."""
+    for name, advice in REFUSED.items():
+        if kwargs.get(name) not in (None, (None, None)):
+            raise ValueError(f"`{name}` cannot be passed. {advice}.")
+    for callback in kwargs.get("callbacks") or ():
+        kind = callback if isinstance(callback, type) else type(callback)
+        if issubclass(kind, EarlyStoppingCallback) and (
+            args.metric_for_best_model is None or args.eval_strategy == IntervalStrategy.NO
+        ):
+            raise ValueError(
+                "EarlyStoppingCallback needs `metric_for_best_model`, such as 'accuracy', and an `eval_strategy`, got "
+                f"{args.metric_for_best_model!r} and {args.eval_strategy.value!r}. Pass both."
+            )
+    metric = args.metric_for_best_model
+    is_known = metric is None or metric.removeprefix("eval_") in ("accuracy", "loss")
+    if not is_known and kwargs.get("compute_metrics") is None:
+        raise ValueError(
+            "`metric_for_best_model` must be 'accuracy' or 'loss', over all tasks so far, or a metric of your "
+            f"`compute_metrics`, got {metric!r}."
+        )

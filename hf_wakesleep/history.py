@@ -10,7 +10,7 @@ from .digests_wakesleep import HISTORY_FILES, check_digests
 from .files import read_json, write_whole
 
 HISTORY_NAME = "history.json"
-COUNTS = ("num_train_images", "num_eval_images", "num_codes", "wake_images", "sleep_images")  # of a record
+COUNTS = ("num_train_images", "num_eval_images", "num_codes", "wake_steps", "wake_images", "sleep_images")
 MEMORY_PARTS = ("codes", "index", "codec", "statistics", "masks")
 
 
@@ -32,6 +32,7 @@ class TaskRecord:
         memory_bytes (`dict[str, int]`): Bytes of each of `MEMORY_PARTS`, and their `total`.
         num_codes (`int`): Codes in memory.
         recall_weight (`float`): Weight of recall in predictions.
+        wake_steps (`int`): Optimizer steps awake.
         wake_seconds (`float`): Seconds awake, those before a stop included.
         wake_images (`int`): Training images seen awake, repetitions included.
         sleep_seconds (`float`): Seconds asleep, in the same way.
@@ -52,6 +53,7 @@ class TaskRecord:
     memory_bytes: dict[str, int] = field(default_factory=dict)
     num_codes: int = 0
     recall_weight: float = 0.0
+    wake_steps: int = 0
     wake_seconds: float = 0.0
     wake_images: int = 0
     sleep_seconds: float = 0.0
@@ -129,6 +131,11 @@ class History:
     def classes(self) -> list[str]:
         """All classes, in the order of learning."""
         return [name for record in self.records for name in record.new_classes]
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of all tasks, awake and asleep."""
+        return sum(record.wake_steps + record.sleep.get("steps", 0) for record in self.records)
 
     def is_start_of(self, other: "History") -> bool:
         """Whether the other history holds all records of this one, in the same places."""

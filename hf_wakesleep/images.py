@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -87,7 +88,7 @@ class TaskImages(torch.utils.data.Dataset):
     """Images of a task with their index in a model's head.
 
     Args:
-        dataset (`datasets.Dataset`): Columns `image` (`Image`) and `label` (`ClassLabel`).
+        dataset (`datasets.Dataset`): Columns `image` (`Image`) and, where labels are known, `label` (`ClassLabel`).
         label2id (`dict[str, int]`): From class name to index in the head.
         name (`str`): What to call the dataset in an error.
 
@@ -96,14 +97,12 @@ class TaskImages(torch.utils.data.Dataset):
     """
 
     def __init__(self, dataset: Dataset, label2id: dict[str, int], name: str):
-        names = dataset.features["label"].names
-        unknown = sorted({names[label] for label in np.unique(label_array(dataset, "label"))} - set(label2id))
-        if unknown:
-            raise ValueError(
-                f"Expected images of known classes, but {name} are of {unknown[:5]} too. Teach them first."
-            )
         self.name = name
-        self.head_index = [label2id.get(class_name, -1) for class_name in names]
+        self.head_index = None
+        if "label" in dataset.features:
+            names = dataset.features["label"].names
+            check_known({names[label] for label in np.unique(label_array(dataset, "label"))}, label2id, name)
+            self.head_index = [label2id.get(class_name, -1) for class_name in names]
         self.dataset = dataset.with_format(None).cast_column("image", ImageFeature(decode=False))
 
     def __len__(self) -> int:
@@ -112,7 +111,26 @@ class TaskImages(torch.utils.data.Dataset):
     def __getitem__(self, row: int) -> dict:
         example = self.dataset[row]
         image = open_image(example["image"], f"image {row} of {self.name}")
-        return {"image": image, "label": self.head_index[example["label"]]}
+        return {"image": image, "label": None if self.head_index is None else self.head_index[example["label"]]}
+
+
+def check_known(names: Iterable[str], label2id: dict[str, int], where: str) -> None:
+    """Refuse images of classes that a model does not know.
+
+    Args:
+        names (`Iterable[str]`): The classes of the images.
+        label2id (`dict[str, int]`): From class name to index in the head.
+        where (`str`): What to call the images in the error.
+
+    Raises:
+        ValueError: If one of the classes is unknown.
+    """
+    unknown = sorted(set(names) - set(label2id))
+    if unknown:
+        raise ValueError(
+            f"Expected images of classes that the model knows, but {where} are of {unknown[:5]}, too. Teach them "
+            "first, or leave them out."
+        )
 
 
 class ImageReader:
@@ -126,14 +144,27 @@ class ImageReader:
         self.processor = processor
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-        """Return `pixel_values` (B, 3, H, W) float32 and `labels` (B,) int64."""
+        """Return `pixel_values` (B, 3, H, W) float32 and, if they are known, `labels` (B,) int64."""
         images, labels = self.read(examples)
-        return {"pixel_values": self.normalise(images), "labels": labels}
+        batch = {"pixel_values": self.normalise(images)}
+        return batch if labels is None else {**batch, "labels": labels}
 
-    def read(self, examples: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return images (B, 3, H, W) uint8 and labels (B,) int64."""
+    def read(self, examples: list[dict]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return images (B, 3, H, W) uint8 and labels (B,) int64; `None` for labels that are all unknown.
+
+        Raises:
+            ValueError: If only some of the labels are known.
+        """
         images = self.resize([example["image"] for example in examples])
-        return images, torch.tensor([example["label"] for example in examples])
+        labels = [example["label"] for example in examples]
+        if all(label is None for label in labels):
+            return images, None
+        if None in labels:
+            raise ValueError(
+                f"Every image needs a label, or none, but {labels.count(None)} of {len(labels)} in a batch have none. "
+                "Drop those images, or all labels."
+            )
+        return images, torch.tensor(labels)
 
     def resize(self, images: list[Image.Image]) -> torch.Tensor:
         """Return images as uint8 of shape (B, 3, H, W), at the size of the model's input."""

@@ -122,6 +122,24 @@ def stratified_split(
     return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
 
 
+def refuse_transform(dataset: Dataset, what: str) -> None:
+    """Refuse a dataset with a transform of its own, which would not be applied.
+
+    Args:
+        dataset (`datasets.Dataset`): Any.
+        what (`str`): What to call it in the error.
+
+    Raises:
+        ValueError: If `with_transform` or `set_transform` gave it one.
+    """
+    if dataset.format["type"] == "custom":
+        raise ValueError(
+            f"Expected {what} without a transform, got a dataset with one (`with_transform`), which the trainer would "
+            "not apply: it reads, resizes and augments images itself. Apply it with `dataset.map(...)`, or drop it "
+            "with `dataset.with_format(None)` and pass `augmentation=` or a `processing_class`."
+        )
+
+
 def hub_source(dataset: Dataset) -> dict[str, str] | None:
     """Return `name` and `revision` of the Hub repository that a dataset was loaded from; `None` if from elsewhere."""
     for source in dataset.info.download_checksums or ():
@@ -163,6 +181,7 @@ def _indices(dataset: Dataset, column: str, class_list: list[str]) -> np.ndarray
     else:
         position = {name: index for index, name in enumerate(class_list)}
         indices = np.asarray([position.get(str(value), -1) for value in values.to_pylist()], dtype=np.int64)
+        missing = int((indices < 0).sum())
     if missing:
         raise ValueError(
             f"Every row needs a label, but {missing} of {len(dataset)} in column {column!r} have none (or a number "

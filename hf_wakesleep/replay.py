@@ -68,6 +68,8 @@ class Replay:
         self.step, self.seconds_before, self.accuracy_before = 0, 0.0, math.nan
         self._start = time.perf_counter()
         self._losses = {"nrem": [], "rem": []}  # total, cross-entropy and distillation of the last steps of each
+        self._unlogged = {"nrem": [], "rem": []}  # total losses since the last log
+        self._learning_rate = 0.0  # of the head, at the last step
         is_held_out = evenly(memory.labels, memory.tasks, args.held_out_share)
         self._replayed = memory.balanced(np.flatnonzero(~is_held_out))
 
@@ -88,6 +90,12 @@ class Replay:
             self._average.apply()
         merge(self.bare)
         self.frozen.restore()
+        self._release()
+
+    def _release(self) -> None:
+        """Let the accelerator forget what it has prepared for this sleep; it would hold it until the next task."""
+        for held, own in ((self.accelerator._models, self.model), (self.accelerator._optimizers, self.optimizer)):
+            held[:] = [item for item in held if item is not own]
 
     def mean_losses(self, phase: str = "nrem") -> list[float]:
         """Return total loss, cross-entropy and distillation of a phase, averaged over the last of its steps.
@@ -96,6 +104,16 @@ class Replay:
         """
         finite = [losses for losses in self._losses[phase] if np.isfinite(losses[0])]
         return np.asarray(finite or [[np.nan] * 3]).mean(axis=0).tolist()
+
+    def take_logs(self) -> dict[str, float]:
+        """Return mean losses since the last call, over all processes, and the learning rate of the head."""
+        logs = {}
+        for phase, name in (("nrem", "nrem_loss"), ("rem", "rem_loss")):
+            losses = torch.tensor(self._unlogged[phase], device=self.accelerator.device)
+            if len(losses):
+                logs[name] = self.accelerator.gather(losses.mean()[None]).mean().item()
+            self._unlogged[phase] = []
+        return {**logs, "sleep_learning_rate": self._learning_rate}
 
     def state_dict(self) -> dict:
         """Return all but the weights that the next step depends on, to be saved or copied before it is taken.
@@ -111,6 +129,7 @@ class Replay:
             "scheduler": self.scheduler.state_dict(),
             "average": {} if self._average is None else self._average.weights,
             "losses": {phase: [list(losses) for losses in each] for phase, each in self._losses.items()},
+            "unlogged": {phase: list(losses) for phase, losses in self._unlogged.items()},
             "accuracy_before": self.accuracy_before,
             "seconds": self.seconds_before + time.perf_counter() - self._start,
         }
@@ -125,6 +144,7 @@ class Replay:
         if self._average is not None:
             self._average.weights = {name: value.to(self.bare.device) for name, value in state["average"].items()}
         self._losses = {phase: [tuple(losses) for losses in each] for phase, each in state["losses"].items()}
+        self._unlogged = {phase: list(losses) for phase, losses in state["unlogged"].items()}
 
     def _settle(self) -> None:
         """Bring the weights into the bare model, where they are not already."""
@@ -159,11 +179,14 @@ class Replay:
             self.optimizer.step()
             if self._average is not None:
                 self._average.update(step)
+        self._learning_rate = self.scheduler.get_last_lr()[-1]
         self.scheduler.step()
         self.optimizer.zero_grad()
         self.step += 1
-        losses = self._losses["rem" if dreams else "nrem"]
+        phase = "rem" if dreams else "nrem"
+        losses = self._losses[phase]
         losses.append((loss.item(), cross_entropy.item(), distilled.item()))
+        self._unlogged[phase].append(losses[-1][0])
         del losses[: -max(1, args.sleep_steps // 10)]
 
 

@@ -17,17 +17,30 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import FSDPModule
 
+from .training_args import ContinualTrainingArguments
+
 _WHOLE = StateDictOptions(full_state_dict=True)
 
 
-def check_sharding(accelerator: Accelerator) -> None:
-    """Check that sharded models can be made whole.
+def check_sharding(accelerator: Accelerator, args: ContinualTrainingArguments) -> None:
+    """Check that sharded models can be made whole, and that nothing needs a whole one in between.
 
     Raises:
         ValueError: If not.
     """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ValueError(
+            "Expected a launch without DeepSpeed, whose shards cannot be put together between wake and sleep. Use "
+            "FSDP, as in examples/accelerate/fsdp.yaml, or train without shards."
+        )
     if not shards(accelerator):
         return
+    for name in ("sleep_average", "sleep_every_n_steps"):
+        if getattr(args, name):
+            raise ValueError(
+                f"`{name}` needs a model that is whole on every process, but FSDP shards it, got "
+                f"{getattr(args, name)}. Pass 0, or train without shards."
+            )
     kind = str(accelerator.state.fsdp_plugin.state_dict_type)
     if not accelerator.is_fsdp2 or "FULL_STATE_DICT" not in kind:
         version = 2 if accelerator.is_fsdp2 else 1

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from transformers import set_seed
+from transformers import TrainerState, set_seed
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import TrainOutput
 
 from .augment import augment, seeded_generator
 from .callbacks import GuardCallback, SleepCallback
 from .checkpoint import drop_checkpoints, is_due, load_sleep
 from .classifier_trainer import ClassifierTrainer
+from .eval_datasets import EvalSets
 from .guard import StepGuard
 from .history import History, TaskRecord
 from .images import TaskImages
@@ -71,6 +73,8 @@ class TaskTrainer(ClassifierTrainer):
         self._wake_replay: WakeReplay | None = None
         self._micro_step = (-1, 0)
         self._stopwatch = Stopwatch()
+        self._steps_before = self._sleep_step = 0  # of finished tasks, awake and asleep; of the sleep at hand
+        self._earlier_logs: list[dict] = []
         self._is_inside_task = False
         self._frozen = FrozenEntries(model, None)
         super().__init__(model, args, **kwargs)
@@ -84,7 +88,10 @@ class TaskTrainer(ClassifierTrainer):
         self.task_number = len(self.history)
         self.guard = StepGuard(args, self.accelerator, self._signals)
         self.add_callback(GuardCallback(self))
-        self.add_callback(SleepCallback(self))
+        self.callback_handler.callbacks.insert(0, SleepCallback(self))
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+                callback.logging_dir = str(Path(args.output_dir, "runs"))  # also of what is logged before training
         self.eval_dataset = self._eval_images(len(self.history))
 
     def _learn(self, number: int, checkpoint: str | None, **kwargs) -> TrainOutput:
@@ -110,6 +117,7 @@ class TaskTrainer(ClassifierTrainer):
         set_seed(self.args.seed + number)
         self._frozen = FrozenEntries(self.model, None if self.memory is None else self.memory.synapses)
         self._sleep_state = load_sleep(checkpoint)
+        self._earlier_logs = self.state.log_history if checkpoint is None else []  # a checkpoint holds them
         if checkpoint is not None:
             self._stopwatch.load(checkpoint)
         plasticity = self.args.wake_plasticity_of(number)
@@ -122,6 +130,7 @@ class TaskTrainer(ClassifierTrainer):
             self._settle_recall()
         report = self._sleep_report
         record.sleep = report.to_dict() if report else {}
+        record.wake_steps = self.state.global_step
         seconds = self._stopwatch.read()
         record.wake_seconds = seconds["awake"]
         record.sleep_seconds = seconds["napping"] + (report.seconds if report else 0.0)
@@ -159,7 +168,7 @@ class TaskTrainer(ClassifierTrainer):
 
     def _evaluate_recall(self) -> list[float]:
         """Return and log the accuracy of recall alone on every task so far; NaN where its images are not at hand."""
-        scores = {name: self._wake_pass().score(images) for name, images in self.eval_dataset.items()}
+        scores = {name: self._wake_pass().score(images) for name, images in self._eval_sets.items()}
         self.log({f"recall_{name}_accuracy": score for name, score in scores.items()})
         return [scores.get(stage_name(number), math.nan) for number in range(self.task_number + 1)]
 
@@ -169,6 +178,8 @@ class TaskTrainer(ClassifierTrainer):
         self.accelerator.free_memory()
         self._unwrap()
         self.task_number, self._sleep_report, self._micro_step = number, None, (-1, 0)
+        self._steps_before, self._sleep_step = self.history.num_steps, 0
+        self.state.global_step = 0
         self._sleep_state = None
         self._is_inside_task = True
         self._teacher = snapshot(self.model) if self._distils else None
@@ -246,13 +257,16 @@ class TaskTrainer(ClassifierTrainer):
     def _num_replayed(self) -> int:
         """Return how many memories the naps and the sleep of the task at hand have replayed."""
         every = self.args.sleep_every_n_steps
-        naps = (self.state.max_steps - 1) // every if every else 0
+        naps = min(self.state.global_step, self.state.max_steps - 1) // every if every else 0
         asleep = self._sleep_report.images if self._sleep_report else 0
         return asleep + naps * self.args.nap_steps * self.args.sleep_batch_size
 
     def _end_sleep_step(self, replay: Replay) -> None:
-        """Save a checkpoint when it is time, and stop with one if a signal has asked to."""
-        args = self.args
+        """Log and save a checkpoint when it is time, and stop with one if a signal has asked to."""
+        args, self._sleep_step = self.args, replay.step
+        is_first = args.logging_first_step and replay.step == 1
+        if is_first or is_due(args.logging_strategy, args.logging_steps, replay.step, args.sleep_steps):
+            self.log(replay.take_logs())
         if self.guard.signal or is_due(args.save_strategy, args.save_steps, replay.step, args.sleep_steps):
             self.save_sleep_checkpoint(replay)
         self.guard.exit()
@@ -283,7 +297,6 @@ class TaskTrainer(ClassifierTrainer):
         else:
             record.memory_bytes, record.num_codes = self.memory.num_bytes.to_dict(), len(self.memory)
         self.history.records.append(record)
-        self.state.global_step = len(self.history)
         self.log({f"stream_{name}": value for name, value in self.history.summary().items()})
         if self.args.should_save:
             output_dir = Path(self.args.output_dir)
@@ -325,13 +338,14 @@ class TaskTrainer(ClassifierTrainer):
         label2id = {name: index for index, name in enumerate(names)}
         return self._wake_pass().probe(*self._images_of(task, label2id), num_classes=len(names))
 
-    def _eval_images(self, num_tasks: int) -> dict[str, TaskImages]:
-        """Return the evaluation images of the first tasks, by the names of their stages, where they are at hand."""
-        return {
+    def _eval_images(self, num_tasks: int) -> EvalSets | dict:
+        """Return the evaluation images of the first tasks that are at hand; an empty `dict` if none are."""
+        sets = {
             stage_name(number): self._images_of(task, self.model.config.label2id)[1]
             for number, task in enumerate(self.tasks[:num_tasks])
             if task is not None
         }
+        return EvalSets(sets) if sets else {}
 
     @staticmethod
     def _images_of(task: Task, label2id: dict[str, int]) -> tuple[TaskImages, TaskImages]:
@@ -370,5 +384,19 @@ class TaskTrainer(ClassifierTrainer):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log with the number of the task, from 1: every task's steps start at 0."""
-        super().log({**logs, "task": self.task_number + 1}, start_time)
+        """Log with the number of the task, from 1, at a step that counts those of all tasks, awake and asleep."""
+        step = self.state.global_step
+        self.state.global_step = self._steps_before + step + self._sleep_step
+        try:
+            super().log({**logs, "task": self.task_number + 1}, start_time)
+        finally:
+            self.state.global_step = step
+
+    def recall_logs(self, state: TrainerState) -> None:
+        """Put what was logged before the task at hand in front of what its own state, which is new, will hold."""
+        state.log_history[:0] = self._earlier_logs
+
+    def _run_epoch(self, *args, **kwargs) -> None:
+        """Do nothing when a run goes on asleep, wherever wake has ended."""
+        if self._sleep_state is None:
+            super()._run_epoch(*args, **kwargs)

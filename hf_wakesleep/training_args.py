@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
 
 from torch import distributed
 from transformers import TrainingArguments
@@ -22,6 +24,10 @@ WHOLE = {
     "importance_images": (1, MOST),
     "lora_rank": (1, MOST),
     "per_device_train_batch_size": (1, MOST),
+    "per_device_eval_batch_size": (1, MOST),
+    "gradient_accumulation_steps": (1, MOST),
+    "dataloader_num_workers": (0, MOST),
+    "seed": (0, MOST),
 }
 CHOICES = (
     "augmentation",
@@ -41,6 +47,15 @@ NUMBERS = {
     "learning_rate": (lambda value: value >= 0, "at least 0"),
     "num_train_epochs": (lambda value: value >= 0, "at least 0"),
     "weight_decay": (lambda value: value >= 0, "at least 0"),
+    "max_grad_norm": (lambda value: value >= 0, "at least 0"),
+    "warmup_steps": (lambda value: value >= 0, "at least 0"),
+    "adam_beta1": (lambda value: 0 <= value < 1, "in [0, 1)"),
+    "adam_beta2": (lambda value: 0 <= value < 1, "in [0, 1)"),
+    "adam_epsilon": (lambda value: value > 0, "positive"),
+    "label_smoothing_factor": (lambda value: 0 <= value < 1, "in [0, 1)"),
+    "logging_steps": (lambda value: value >= 0, "at least 0"),
+    "save_steps": (lambda value: value >= 0, "at least 0"),
+    "eval_delay": (lambda value: value >= 0, "at least 0"),
     "sleep_learning_rate": (lambda value: value > 0, "positive"),
     "distillation_weight": (lambda value: value >= 0, "at least 0"),
     "distillation_temperature": (lambda value: value > 0, "positive"),
@@ -51,6 +66,40 @@ NUMBERS = {
     "crop_scale": (lambda value: 0 < value <= 1, "in (0, 1]"),
     "freeze_fraction": (lambda value: 0 <= value < 1, "in [0, 1)"),
 }
+# Fields of `TrainingArguments` that must keep these values, and why or what to do instead.
+_ALWAYS_EVALUATED = "Every stage is evaluated after its sleep"
+_SLEEP_ADAMW = "It changes weights in its own way, which sleep and frozen weights do not follow"
+FIXED = {
+    "load_best_model_at_end": ((False,), "Sleep follows the last step of wake"),
+    "prediction_loss_only": ((False,), _ALWAYS_EVALUATED),
+    "eval_do_concat_batches": ((True,), "Accuracy is computed from all scores together"),
+    "batch_eval_metrics": ((False,), "Accuracy is computed from all scores together"),
+    "bf16_full_eval": (
+        (False,),
+        "It would leave the model in low precision; pass `bf16=True`, which evaluates so, too",
+    ),
+    "fp16_full_eval": (
+        (False,),
+        "It would leave the model in low precision; pass `fp16=True`, which evaluates so, too",
+    ),
+    "auto_find_batch_size": ((False,), "A task would start again with other batches; pass a batch size that fits"),
+    "optim_target_modules": ((None,), _SLEEP_ADAMW),
+    "use_liger_kernel": ((False,), "It is for language models"),
+    "liger_kernel_config": ((None,), "It is for language models"),
+    "neftune_noise_alpha": ((None,), "It is for embeddings of text; pass an `augmentation`"),
+    "include_num_input_tokens_seen": (("no", False), "Images have no tokens to count"),
+    "train_sampling_strategy": (("random", "sequential"), "Images have no length"),
+    "label_names": ((None, ["labels"]), "The model takes `labels`"),
+    "save_only_model": ((False,), "A run could not go on from a checkpoint without its optimizer"),
+    "save_on_each_node": ((False,), "Stages and checkpoints are written once"),
+    "enable_jit_checkpoint": ((False,), "SIGTERM ends a run with a checkpoint already"),
+    "hub_strategy": (("every_save",), "Every stage is sent, checkpoints are not"),
+    "ddp_broadcast_buffers": ((None, False), "Statistics of the head are equal on all processes already"),
+    "deepspeed": ((None,), "Its shards cannot be put together between wake and sleep; pass `fsdp`, or train without"),
+    "parallelism_config": ((None,), "Models are trained whole, or in shards by `fsdp`"),
+    "debug": (([], "", None), "Its hooks would stay on the model from task to task"),
+}
+REFUSED_OPTIMIZERS = ("adalomo", "apollo", "galore", "lomo", "q_apollo", "q_galore", "schedule_free")
 
 
 @dataclass
@@ -280,13 +329,16 @@ class ContinualTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        self._check_fixed()
+        self._check_numbers()
         self.remove_unused_columns = False
         self.ddp_broadcast_buffers = False
+        if self.run_name is None and self.output_dir is not None:
+            self.run_name = Path(self.output_dir).name  # so that all tasks are one run where they are logged
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
-        self._check_launch()
-        self._check_numbers()
+        self._check_device()
         for name in CHOICES:
             own_field = ContinualTrainingArguments.__dataclass_fields__[name]  # a subclass may have its own default
             choices = own_field.metadata["choices"]
@@ -295,13 +347,27 @@ class ContinualTrainingArguments(TrainingArguments):
         parse_bytes(self.memory_budget)
         if self.codec_quality is not None and self.codec == "raw":
             raise ValueError("`codec_quality` is for lossy codecs, but `codec` is 'raw'. Leave one of them out.")
-        for name in ("load_best_model_at_end", "prediction_loss_only"):
-            if getattr(self, name):
-                raise ValueError(
-                    f"`{name}` cannot be used: sleep follows the last step of wake, and every stage is evaluated. "
-                    "Leave it out."
-                )
         self._check_combinations()
+
+    def _check_fixed(self) -> None:
+        """Refuse what `Trainer` knows, but cannot be followed from task to task."""
+        for name, (values, reason) in FIXED.items():
+            value = getattr(self, name)
+            value = value.value if isinstance(value, Enum) else value
+            if value not in values:
+                raise ValueError(f"`{name}` must be {values[0]!r}, got {value!r}. {reason}.")
+        optimizer = self.optim.value if isinstance(self.optim, Enum) else str(self.optim)
+        if optimizer.startswith(REFUSED_OPTIMIZERS):
+            raise ValueError(
+                f"`optim` {optimizer!r} cannot be used. {_SLEEP_ADAMW}. Pass another, such as 'adamw_torch'."
+            )
+        if not self.dataloader_num_workers:
+            for name in ("dataloader_persistent_workers", "dataloader_multiprocessing_context"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"`{name}` is for worker processes, but `dataloader_num_workers` is 0, got "
+                        f"{getattr(self, name)!r}. Pass a number of workers, or leave it out."
+                    )
 
     def _check_combinations(self) -> None:
         if self.codec != "learned" and (self.codec_target_bytes is not None or self.codec_fit_steps):
@@ -337,12 +403,31 @@ class ContinualTrainingArguments(TrainingArguments):
                 f"{self.freeze_fraction}. Pass `freeze_fraction=0`, or let it sleep."
             )
 
-    def _check_launch(self) -> None:
+    def _check_device(self) -> None:
         started = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
         if started > 1 and self.world_size == 1:
             raise ValueError(
                 f"{started} processes were started, but this one sees no other, so all would write the same files. "
                 "Pass `use_cpu=True` (`--use_cpu true`) to share work on a CPU, or start one process."
+            )
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"One process was started for {self.n_gpu} GPUs. Start one for each with `accelerate launch`, or show "
+                "it one GPU with `CUDA_VISIBLE_DEVICES=0`."
+            )
+        if self.mixed_precision == "fp16" and self.device.type == "cpu":
+            raise ValueError("`fp16` needs a GPU, but the device is a CPU. Pass `bf16=True`, or leave it out.")
+        config = self.accelerator_config
+        if config.split_batches or config.dispatch_batches or not config.even_batches:
+            raise ValueError(
+                "`accelerator_config` must leave `split_batches`, `dispatch_batches` and `even_batches` as they are, "
+                f"got {config.split_batches}, {config.dispatch_batches} and {config.even_batches}: memory is written from "
+                "batches that are spread evenly over processes."
+            )
+        if self.sleep_batch_size < self.world_size:
+            raise ValueError(
+                f"`sleep_batch_size` must be at least 1 for each of {self.world_size} processes, got "
+                f"{self.sleep_batch_size}."
             )
 
     def _check_numbers(self) -> None:
@@ -350,11 +435,6 @@ class ContinualTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:
                 raise ValueError(f"`{name}` must be a whole number of at least {low}, got {value!r}.")
-        if self.sleep_batch_size < self.world_size:
-            raise ValueError(
-                f"`sleep_batch_size` must be at least 1 for each of {self.world_size} processes, got "
-                f"{self.sleep_batch_size}."
-            )
         for name, (holds, expected) in NUMBERS.items():
             value = getattr(self, name)
             is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -44,6 +44,7 @@ ORDER = [
     "images",
     "splits",
     "tasks",
+    "eval_datasets",
     "evaluate_modules.continual_learning.accuracy_matrix",
     "metrics",
     "history",

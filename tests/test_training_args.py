@@ -91,7 +91,7 @@ def test_sleep_without_memory_is_refused(tmp_path):
             {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"},
             "`load_best_model_at_end`",
         ),
-        ({"prediction_loss_only": True}, "`prediction_loss_only` cannot be used"),
+        ({"prediction_loss_only": True}, "`prediction_loss_only` must be False"),
         ({"memory_budget": -5}, "Expected a size"),
         ({"held_out_share": 0}, "`recall_weight` is set on memories"),
         ({"freeze_fraction": 0.1, "sleep_steps": 0}, "A sleep freezes what is important"),
