@@ -1,8 +1,10 @@
-"""Balance over classes: random draws with the same probability for each, and shares taken evenly of each."""
+"""Balance over classes: random draws with the same probability for each, and a share of each that is held out."""
 
 import numpy as np
 
 from .budget import ranks_within
+
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 class BalancedDraw:
@@ -46,16 +48,34 @@ class BalancedDraw:
         return self._orders[of][1]
 
 
-def evenly(labels: np.ndarray, tasks: np.ndarray, share: float) -> np.ndarray:
-    """Return a share of the memories of each class, task by task; bool of shape (M,).
+def held_out_mask(labels: np.ndarray, tasks: np.ndarray, share: float) -> np.ndarray:
+    """Return which memories are held out of replay: a share of every class, task by task; bool of shape (M,).
+
+    Where a class has too few for the share, the remainder is carried over classes: with 5 memories and a share of 0.1
+    every other class holds one out. Multiples of the golden ratio say which, so that it stays the same for a class
+    when others come or shrink. A class keeps at least one memory for replay; where it has only one, that is held out
+    in some sleeps and replayed in the others.
 
     Args:
         labels (`numpy.ndarray` of shape `(M,)`): Labels of all memories.
         tasks (`numpy.ndarray` of shape `(M,)`): Their tasks, which take turns in memory.
-        share (`float`): Share of a class, in [0, 1]; with 0.1 every tenth memory.
+        share (`float`): Share to hold out, in [0, 1).
     """
     order = np.lexsort((tasks, labels))  # stable
-    is_taken = np.zeros(len(labels), dtype=bool)
-    ranks = ranks_within(labels[order])
-    is_taken[order] = np.floor((ranks + 1) * share) > np.floor(ranks * share)
-    return is_taken
+    classes = labels[order]
+    ranks, counts = ranks_within(classes), np.bincount(labels, minlength=1)[classes]
+    turn = np.where(counts == 1, tasks.max(initial=0), 0)
+    phases = (classes + turn) * _GOLDEN_RATIO % 1
+    is_out = np.floor((ranks + 1) * share + phases) > np.floor(ranks * share + phases)
+    num_out = np.bincount(classes, weights=is_out, minlength=1)[classes]
+    is_out &= (ranks > 0) | (num_out < counts) | (counts == 1)
+    mask = np.zeros(len(labels), dtype=bool)
+    mask[order] = is_out
+    return mask
+
+
+def spread(positions: np.ndarray, most: int) -> np.ndarray:
+    """Return at most so many of some positions, all the same distance apart."""
+    if len(positions) <= most:
+        return positions
+    return positions[np.arange(most) * len(positions) // most]

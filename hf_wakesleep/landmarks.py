@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .balance import evenly
+from .balance import held_out_mask, spread
 from .head_wakesleep import Recall
 from .images import ImageReader
 from .memory import SemiParametricMemory
@@ -19,14 +19,14 @@ MOST_REPLAYED, MOST_HELD_OUT = 1152, 384  # landmarks, so that recall costs the 
 
 def landmarks(memory: SemiParametricMemory, args: ContinualTrainingArguments) -> np.ndarray:
     """Return the positions of the landmarks, int64 (M,): memories of every class, replayed as well as held out."""
-    labels, tasks = memory.labels, memory.tasks
-    is_held_out = evenly(labels, tasks, args.held_out_share)
-    chosen = [np.flatnonzero(np.diff(labels, prepend=-1))]  # one of each class at least
-    for group, most in ((~is_held_out, MOST_REPLAYED), (is_held_out, MOST_HELD_OUT)):
-        positions = np.flatnonzero(group)
-        share = min(1.0, most / max(1, len(positions)))
-        chosen.append(positions[evenly(labels[positions], tasks[positions], share)])
-    return np.unique(np.concatenate(chosen))
+    replayed = np.flatnonzero(~held_out_mask(memory.labels, memory.tasks, args.held_out_share))
+    first = np.flatnonzero(np.diff(memory.labels, prepend=-1))  # one of each class at least
+    return np.unique(np.concatenate([first, spread(replayed, MOST_REPLAYED), measured(memory, args)]))
+
+
+def measured(memory: SemiParametricMemory, args: ContinualTrainingArguments) -> np.ndarray:
+    """Return the positions of the held-out memories that a sleep is measured on, before and after, int64 (M,)."""
+    return spread(np.flatnonzero(held_out_mask(memory.labels, memory.tasks, args.held_out_share)), MOST_HELD_OUT)
 
 
 def landmark_features(
@@ -74,7 +74,9 @@ def carry(
     of its own, added to the mean as far as it stands out from the noise (an empirical Bayes estimate). The covariance
     is moved by a map B fitted to deviations from class means: B' Sigma B plus the covariance of what B leaves over.
     Errors of one sleep after another would add up: a mean that lies further from that of its landmarks than those of
-    classes whose statistics are still exact is drawn back to their distance.
+    classes whose statistics are still exact is drawn back to their distance; where there are no such classes, as in
+    new domains of known ones, to the distance that chance alone makes expected. Where no class has two landmarks, the
+    covariance is moved by the map of the means.
     Compensation of drift by means: Yu et al. 2020, arXiv 2004.00440; by a learned map: Gomez-Villa et al. 2024, arXiv
     2407.08536.
 
@@ -83,29 +85,43 @@ def carry(
         before (`torch.Tensor` of shape `(M, D)`): Features of the landmarks when the statistics were right.
         after (`torch.Tensor` of shape `(M, D)`): Their features now.
         labels (`torch.Tensor` of shape `(M,)`): Their classes.
-        is_new (`torch.Tensor` of shape `(M,)`): Which of them are of the latest task, whose statistics are exact.
+        is_new (`torch.Tensor` of shape `(M,)`): Which of them are of the latest task; the statistics of a class that
+            has no others are exact.
     """
     old, new, labels = before.double().cpu(), after.double().cpu(), labels.cpu()
     old_mean, new_mean = old.mean(dim=0), new.mean(dim=0)
     means = recall.means.double().cpu() - old_mean  # (C, D)
     old, new = old - old_mean, new - new_mean
-    means = _drawn_back(means, _class_means(old, labels, len(means)), labels[is_new.cpu()].unique())
+    limits = _limits(recall, means, old, labels, is_new.cpu())
+    means = _drawn_back(means, _class_means(old, labels, len(means)), limits)
     linear = _drift_map(old, new, len(labels) - 1)
     means = means @ linear + new_mean + _stand_out(new - old @ linear, labels, len(means))
     means[recall.counts.cpu() == 0] = 0.0
     old, new = (part - _class_means(part, labels, len(means))[labels] for part in (old, new))
-    linear = _drift_map(old, new, _freedom(labels))
-    rest = new - old @ linear
+    if len(labels) > len(labels.unique()):
+        linear = _drift_map(old, new, _freedom(labels))
+    rest = new - old @ linear  # zeros where no class has two
     covariance = linear.T @ recall.covariance().double().cpu() @ linear + rest.T @ rest / _freedom(labels)
     recall.set_moments(means, covariance)
 
 
-def _drawn_back(means: torch.Tensor, remembered: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
-    """Return class means (C, D) no further from those of memories (C, D) than the furthest of the classes `exact`."""
+def _limits(
+    recall: Recall, means: torch.Tensor, old: torch.Tensor, labels: torch.Tensor, is_new: torch.Tensor
+) -> torch.Tensor:
+    """Return how far each class mean (C, D) may lie from that of its landmarks, which are `old` (M, D); (C,)."""
+    num_new, num_all = (part.bincount(minlength=len(means)) for part in (labels[is_new], labels))
+    is_exact = (num_new > 0) & (num_new == num_all)
+    if is_exact.any():
+        distances = (means - _class_means(old, labels, len(means))).norm(dim=1)  # (C,)
+        return distances[is_exact].max().expand(len(means))
+    return (recall.covariance().double().cpu().trace() / num_all.clamp(min=1)).sqrt()
+
+
+def _drawn_back(means: torch.Tensor, remembered: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    """Return class means (C, D) no further from those of memories (C, D) than `limits` (C,)."""
     apart = means - remembered
     distances = apart.norm(dim=1)  # (C,)
-    limit = distances[exact].max() if len(exact) else distances.max()
-    return remembered + (limit / distances.clamp(min=1e-30)).clamp(max=1)[:, None] * apart
+    return remembered + (limits / distances.clamp(min=1e-30)).clamp(max=1)[:, None] * apart
 
 
 def _drift_map(old: torch.Tensor, new: torch.Tensor, freedom: int) -> torch.Tensor:

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .balance import evenly
+from .balance import held_out_mask
 from .images import ImageReader
-from .landmarks import carry, landmarks, memory_features
+from .landmarks import carry, landmarks, measured, memory_features
 from .memory import SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .recombination import align_classifier
@@ -46,27 +46,26 @@ def update_recall(
     if is_recomputed:
         recall.reset()
     positions = np.arange(len(memory)) if is_recomputed else landmarks(memory, args)
-    is_held_out = evenly(memory.labels, memory.tasks, args.held_out_share)
-    landed, kept_back, accuracy = [], [], float("nan")
-    for indices, features, labels in memory_features(model, memory, reader, args, positions, "sleep: recall"):
-        out = torch.from_numpy(is_held_out[indices]).to(model.device)
-        kept_back.append((features[out], labels[out]))
-        if is_recomputed:
-            recall.update(features[~out], labels[~out])
-        else:
-            landed.append((features, labels))
-    if not (is_recomputed or is_frozen):
+    found = list(memory_features(model, memory, reader, args, positions, "sleep: recall"))
+    features, labels = (torch.cat(parts) for parts in list(zip(*found, strict=True))[1:])  # (M, D), (M,)
+    is_out = held_out_mask(memory.labels, memory.tasks, args.held_out_share)[positions]
+    if is_recomputed:
+        replayed = torch.from_numpy(np.flatnonzero(~is_out)).to(labels.device)
+        recall.update(features[replayed], labels[replayed])
+    elif not is_frozen:
         is_new = torch.from_numpy(memory.tasks[positions] == memory.tasks.max())
-        carry(recall, before, *(torch.cat(parts) for parts in zip(*landed, strict=True)), is_new)
+        carry(recall, before, features, labels, is_new)
     if args.alignment_steps and not is_frozen:
         align_classifier(model, args, task, memory.synapses)
-    features, labels = (torch.cat(parts) for parts in zip(*kept_back, strict=True))
-    if len(labels):
-        accuracy = _fit_recall_weight(model, features, labels, args.recall_weight)
+    rows = torch.from_numpy(np.flatnonzero(np.isin(positions, measured(memory, args)))).to(labels.device)
+    accuracy = float("nan")
+    if len(rows):
+        accuracy = _fit_recall_weight(model, features[rows], labels[rows], args.recall_weight)
     elif args.recall_weight is not None:
         model.config.recall_weight = args.recall_weight
     if is_recomputed:
-        recall.update(features, labels)
+        out = torch.from_numpy(np.flatnonzero(is_out)).to(labels.device)
+        recall.update(features[out], labels[out])
     return accuracy
 
 
@@ -76,8 +75,11 @@ def held_out_accuracy(
     reader: ImageReader,
     args: ContinualTrainingArguments,
 ) -> float:
-    """Return the accuracy of a model, as it is, on the memories that are held out of replay; NaN without such."""
-    positions = np.flatnonzero(evenly(memory.labels, memory.tasks, args.held_out_share))
+    """Return the accuracy of a model, as it is, on the memories that a sleep is measured on; NaN without such.
+
+    They are held out of replay, and the same that [`update_recall`] measures on afterwards.
+    """
+    positions = measured(memory, args)
     if len(positions) == 0:
         return float("nan")
     correct = [

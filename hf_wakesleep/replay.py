@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from .augment import augment, seeded_generator
-from .balance import evenly
+from .balance import held_out_mask
 from .lora import SLEEP, factors, inject, load_factors, merge
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .plasticity import parameter_groups, set_plasticity
@@ -70,7 +70,7 @@ class Replay:
         self._losses = {"nrem": [], "rem": []}  # total, cross-entropy and distillation of the last steps of each
         self._unlogged = {"nrem": [], "rem": []}  # total losses since the last log
         self._learning_rate = 0.0  # of the head, at the last step
-        is_held_out = evenly(memory.labels, memory.tasks, args.held_out_share)
+        is_held_out = held_out_mask(memory.labels, memory.tasks, args.held_out_share)
         self._replayed = memory.balanced(np.flatnonzero(~is_held_out))
 
     def run(self, on_step_end: Callable[["Replay"], object] | None = None) -> None:

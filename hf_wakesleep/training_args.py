@@ -421,8 +421,8 @@ class ContinualTrainingArguments(TrainingArguments):
         if config.split_batches or config.dispatch_batches or not config.even_batches:
             raise ValueError(
                 "`accelerator_config` must leave `split_batches`, `dispatch_batches` and `even_batches` as they are, "
-                f"got {config.split_batches}, {config.dispatch_batches} and {config.even_batches}: memory is written from "
-                "batches that are spread evenly over processes."
+                f"got {config.split_batches}, {config.dispatch_batches} and {config.even_batches}. Memory is written "
+                "from batches that are spread evenly over processes."
             )
         if self.sleep_batch_size < self.world_size:
             raise ValueError(

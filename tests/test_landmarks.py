@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_wakesleep import RawCodec, SemiParametricMemory
-from hf_wakesleep.balance import evenly
+from hf_wakesleep.balance import held_out_mask
 from hf_wakesleep.head_wakesleep import Recall
 from hf_wakesleep.landmarks import MOST_HELD_OUT, MOST_REPLAYED, carry, landmark_features, landmarks
 from hf_wakesleep.recall import update_recall
@@ -141,7 +141,7 @@ def test_few_memories_are_all_landmarks_and_many_are_a_share_of_each_class(aslee
     codes = many.codec.encode(torch.zeros(8000, 3, 2, 2, dtype=torch.uint8))
     many.write(codes, np.arange(8000) % 4, task=0)
     positions = landmarks(many, make_args())
-    is_held_out = evenly(many.labels, many.tasks, make_args().held_out_share)[positions]
+    is_held_out = held_out_mask(many.labels, many.tasks, make_args().held_out_share)[positions]
     assert is_held_out.sum() == MOST_HELD_OUT
     assert MOST_REPLAYED <= len(positions) - MOST_HELD_OUT <= MOST_REPLAYED + 4
     share = (MOST_REPLAYED + MOST_HELD_OUT) // 4

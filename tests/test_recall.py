@@ -8,8 +8,9 @@ import torch
 from conftest import NAMES
 
 from hf_wakesleep import RawCodec, SemiParametricMemory
-from hf_wakesleep.balance import evenly
 from hf_wakesleep.head_wakesleep import Recall
+from hf_wakesleep.images import ImageReader, make_image_processor
+from hf_wakesleep.landmarks import landmark_features, memory_features
 from hf_wakesleep.recall import update_recall
 
 
@@ -44,14 +45,33 @@ def test_too_few_memories_to_hold_some_out_leave_the_weight_as_it_was(asleep, ma
     assert model.config.recall_weight == 0.5
 
 
-def test_every_tenth_memory_of_a_class_is_held_out():
-    labels = np.repeat([0, 1, 2], [25, 9, 10])
-    positions = np.flatnonzero(evenly(labels, np.zeros(44, dtype=np.int32), 0.1))
-    assert positions.tolist() == [9, 19, 43]
-
-
-@pytest.mark.parametrize("num_tasks", [2, 5, 10])
-def test_memories_of_every_task_are_held_out_though_they_take_turns(num_tasks):
-    tasks = np.tile(np.arange(num_tasks), 20)
-    out = evenly(np.zeros(len(tasks), dtype=np.int64), tasks, 0.1)
-    assert np.bincount(tasks[out]).tolist() == [2] * num_tasks
+@pytest.mark.parametrize(("num_classes", "per_class"), [(400, 1), (1200, 1), (1200, 2), (2000, 5)])
+def test_the_mix_is_set_and_the_covariance_is_carried_along_with_many_classes(
+    make_model, make_args, num_classes, per_class
+):
+    """Images of a class are alike; a backbone twice as large moves all its features, and the covariance with them."""
+    model = make_model()
+    names = [f"class {number}" for number in range(num_classes)]
+    model.grow(names, torch.Generator().manual_seed(0))
+    memory = SemiParametricMemory(RawCodec(), None, names)
+    labels = np.repeat(np.arange(num_classes), per_class)
+    generator = torch.Generator().manual_seed(0)
+    looks = torch.randint(0, 200, (num_classes, 3, 8, 8), generator=generator)
+    images = looks[labels] + torch.randint(0, 55, (len(labels), 3, 8, 8), generator=generator)
+    memory.write(memory.codec.encode(images.to(torch.uint8)), labels, task=0)
+    reader = ImageReader(make_image_processor(model.config))
+    args = make_args(per_device_eval_batch_size=512)
+    every = list(memory_features(model, memory, reader, args, np.arange(len(memory)), ""))
+    for _, features, some in every:
+        model.head.recall.update(features, some)
+        model.head.recall.update(features + 0.1 * torch.randn(features.shape, generator=generator), some)
+    before, covariance = landmark_features(model, memory, reader, args), model.head.recall.covariance()
+    with torch.no_grad():
+        model.backbone.layernorm.weight.mul_(2)
+        model.backbone.layernorm.bias.mul_(2)
+    accuracy = update_recall(model, memory, reader, args, 0, before)
+    assert 0 <= accuracy <= 1
+    assert model.config.recall_weight > 0.5
+    assert accuracy > 0.5
+    ratio = (model.head.recall.covariance().trace() / covariance.trace()).item()
+    assert ratio == pytest.approx(4, rel=0.1)

@@ -9,7 +9,7 @@ from conftest import NAMES, equal_states
 from torch.nn import functional as F
 
 from hf_wakesleep import RawCodec, SemiParametricMemory, consolidate
-from hf_wakesleep.balance import evenly
+from hf_wakesleep.balance import held_out_mask
 from hf_wakesleep.replay import distillation, snapshot
 
 
@@ -117,7 +117,7 @@ def test_held_out_memories_are_never_replayed(asleep, make_args, monkeypatch, sh
     consolidate(model, memory, reader, args)
     assert len(seen) > 0.7 * (1 - share) * len(memory)
     assert len(memory) - len(seen) >= round(share * len(memory)) - len(memory.classes)
-    assert not seen & set(np.flatnonzero(evenly(memory.labels, memory.tasks, share)).tolist())
+    assert not seen & set(np.flatnonzero(held_out_mask(memory.labels, memory.tasks, share)).tolist())
 
 
 def _spy(read, seen):
