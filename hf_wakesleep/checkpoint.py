@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from .files import find_leftovers, remove_folder
+from .files import find_leftovers, remove_folder, restore_folders
 from .history import HISTORY_NAME
 from .stage import find_stages, stage_name, stage_number
 
@@ -101,6 +101,10 @@ def clean(output_dir: str | Path) -> list[Path]:
     tasks = [path for path in output_dir.glob(f"{CHECKPOINTS_FOLDER}/task-*") if path.is_dir()]
     broken = [path for task in tasks for path in task.glob("checkpoint-*") if not (path / LAST_WRITTEN).is_file()]
     folders = [output_dir, output_dir / CHECKPOINTS_FOLDER, *tasks]
+    restored = [path for folder in folders for path in restore_folders(folder)]
+    if restored:
+        names = ", ".join(str(path.relative_to(output_dir)) for path in restored)
+        logger.warning(f"To be replaced when a run was stopped, and put back now in {output_dir}: {names}.")
     broken += [path for folder in folders for path in find_leftovers(folder)]
     if broken:
         names = ", ".join(str(path.relative_to(output_dir)) for path in broken)

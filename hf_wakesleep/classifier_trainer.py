@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -15,9 +15,10 @@ from transformers.utils import logging
 
 from .checkpoint import LAST_WRITTEN, SLEEP_NAME, checkpoints_of, drop_old_checkpoints
 from .eval_datasets import EvalSets, as_images
-from .files import check_writable, disk_advice, remove_folder, temporary_name
+from .files import check_writable, disk_advice, replace_folder, temporary_name
 from .hub import Publisher
 from .images import ImageReader, TaskImages, make_image_processor
+from .lock import folder_lock
 from .lora import load_factors, read_factors, save_factors, without_factors
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .plasticity import parameter_groups
@@ -190,13 +191,17 @@ class ClassifierTrainer(Trainer):
             )
 
     def push_to_hub(self, commit_message: str | None = None, blocking: bool = True, **kwargs) -> None:
-        """Send the stages that have not been sent; every stage is one commit with a message of its own."""
+        """Send the stages that have not been sent; every stage is one commit with a message of its own.
+
+        While nothing is trained, it waits for all to arrive, whatever `blocking` says.
+        """
         if self._publisher is None:
             self.init_hf_repo(kwargs.get("token"))
         if self._publisher is not None:
-            self._publisher.publish()
-            if blocking:
-                self._publisher.finish(self.args.shows_progress)
+            with nullcontext() if self.is_in_train else folder_lock(self.args.output_dir):
+                self._publisher.publish()
+                if blocking or not self.is_in_train:
+                    self._publisher.finish(self.args.shows_progress)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Do nothing: stages are published, checkpoints are not."""
@@ -246,8 +251,7 @@ class ClassifierTrainer(Trainer):
                 yield temporary / name
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
-                    remove_folder(self.checkpoints_folder / name)
-                    (temporary / name).replace(self.checkpoints_folder / name)
+                    replace_folder(temporary / name, self.checkpoints_folder / name)
                     drop_old_checkpoints(self.checkpoints_folder, self.args.save_total_limit)
         finally:
             self._is_saving = False

@@ -27,6 +27,41 @@ def find_leftovers(folder: Path) -> list[Path]:
     return sorted(folder.glob(".*.tmp"))
 
 
+def restore_folders(folder: Path) -> list[Path]:
+    """Put back the folders in a folder that a kill has found while new ones were to take their places.
+
+    Returns:
+        `list[Path]`: Those that are there again.
+    """
+    restored = []
+    for aside in sorted(folder.glob(".*.old")):
+        name = folder / aside.name.removeprefix(".").removesuffix(".old")
+        if name.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.replace(name)
+            restored.append(name)
+    return restored
+
+
+def replace_folder(temporary: Path, folder: Path) -> None:
+    """Let a complete folder take the place of another, so that a kill at any moment loses at most the new one.
+
+    After a kill in between, [`restore_folders`] puts the old one back.
+    """
+    aside = folder.with_name(f".{folder.name}.old")
+    if folder.is_dir():
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.replace(aside)
+    try:
+        temporary.replace(folder)
+    except OSError:
+        if aside.is_dir():
+            aside.replace(folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that a kill at any moment leaves either the old content or the new.
 
@@ -62,8 +97,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             yield temporary
-            remove_folder(folder)
-            temporary.replace(folder)
+            replace_folder(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

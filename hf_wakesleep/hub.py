@@ -22,6 +22,7 @@ from transformers.utils import logging
 from .digests_wakesleep import check_digests
 from .files import write_whole
 from .history import HISTORY_NAME, History
+from .lock import folder_lock
 from .model_card import collect_facts, render_model_card
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .stage import CARD_NAME, STAGE_FILES, find_stages
@@ -158,6 +159,8 @@ def push_pending(
 ) -> list[str]:
     """Send all stages of an output folder that have not arrived yet, in their order; stop at the first that fails.
 
+    The folder is held while that goes on, so that no run writes to it.
+
     Args:
         output_dir (`str` or `Path`): Output folder of a run, with `hub.json`.
         token (`str`, *optional*): Token, if not that of the logged-in user.
@@ -168,9 +171,21 @@ def push_pending(
         `list[str]`: Tags of the stages that are still to be sent.
 
     Raises:
-        ValueError: If there is no outbox in the folder.
+        ValueError: If there is no outbox in the folder, or a run that is still alive writes to it.
     """
     outbox = Outbox.load(output_dir)
+    with folder_lock(output_dir):
+        return _push_pending(output_dir, outbox, token, wait, show_progress)
+
+
+def _push_pending(
+    output_dir: str | Path,
+    outbox: Outbox,
+    token: str | None,
+    wait: Callable[[float], object] = time.sleep,
+    show_progress: bool = False,
+) -> list[str]:
+    """Send the stages that are not in the outbox yet, and return the tags that are still to be sent."""
     pending = [stage for stage in find_stages(output_dir) if stage.name not in outbox.published]
     for position, stage in enumerate(tqdm(pending, desc="pushing stages", disable=not show_progress, leave=False)):
         commit = _publish_with_retries(stage, outbox, token, wait)
@@ -236,7 +251,7 @@ class Publisher:
             self._thread = None
         if not (self.output_dir / OUTBOX_NAME).is_file():
             return []
-        left = push_pending(self.output_dir, token=self.token, show_progress=show_progress)
+        left = _push_pending(self.output_dir, Outbox.load(self.output_dir), self.token, show_progress=show_progress)
         if left:
             logger.warning(
                 f"{len(left)} stages could not be sent to {self._outbox.repo_id} ({', '.join(left)}). They stand in "
@@ -247,7 +262,7 @@ class Publisher:
     def _run(self) -> None:
         while self._wanted.is_set():
             self._wanted.clear()
-            push_pending(self.output_dir, token=self.token, wait=self._closing.wait, show_progress=False)
+            _push_pending(self.output_dir, Outbox.load(self.output_dir), self.token, self._closing.wait)
 
 
 def _find_published(api: HfApi, repo_id: str, tag: str, folder: Path) -> str | None:

@@ -58,7 +58,7 @@ def memory_features(
     for indices in tqdm(batches, desc=description, disable=not args.shows_progress, leave=False):
         images, labels = memory.read(indices)
         pixel_values = reader.normalise(images.to(model.device))
-        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=args.bf16):
+        with args.autocast(model.device):
             features = model.extract_features(pixel_values).float()
         yield indices, features, labels.to(model.device)
     model.train(was_training)

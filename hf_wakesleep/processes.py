@@ -1,12 +1,45 @@
-"""Checksums: whether all processes hold the same weights and the same memory."""
+"""Agreement of processes: all get what the first one computes, and checksums tell whether they hold the same."""
 
 import zlib
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 
 from .memory import SemiParametricMemory
+from .modeling_wakesleep import WakeSleepForImageClassification
+from .synapses import Synapses
+
+
+@torch.no_grad()
+def share_buffers(accelerator: Accelerator, model: WakeSleepForImageClassification) -> None:
+    """Give all processes what the first one holds beside the weights of a whole model, and its `recall_weight`.
+
+    Each process sums features itself, which not every device does to the same bits, and modules with running
+    statistics have seen other images on each.
+
+    Args:
+        accelerator (`Accelerator`): Its processes call this together.
+        model ([`WakeSleepForImageClassification`]): A whole, bare model.
+    """
+    if accelerator.num_processes == 1:
+        return
+    for buffer in model.buffers():
+        here = buffer.to(accelerator.device)
+        buffer.copy_(broadcast(here))
+    (model.config.recall_weight,) = broadcast_object_list([model.config.recall_weight])
+    model.head.recall.refresh()
+
+
+def share_tensor(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of the first process on all of them, which call this together with tensors of one shape."""
+    return broadcast(tensor.to(accelerator.device)).to(tensor.device)
+
+
+def share_synapses(accelerator: Accelerator, synapses: Synapses) -> Synapses:
+    """Return the synapses of the first process on all of them, which call this together."""
+    (bits,) = broadcast_object_list([synapses.bits])
+    return Synapses(bits)
 
 
 def checksums(model: torch.nn.Module, memory: SemiParametricMemory | None) -> dict[str, int]:

@@ -8,6 +8,23 @@ from .modeling_wakesleep import WakeSleepForImageClassification
 from .tasks import Task, TaskStream
 from .training_args import ContinualTrainingArguments
 
+# What may change inside a task: it is in no state that a checkpoint keeps.
+CHANGEABLE = (
+    "activation_checkpointing",
+    "bf16",
+    "evaluate_recall",
+    "forward_transfer",
+    "fp16",
+    "full_determinism",
+    "gradient_checkpointing",
+    "greater_is_better",
+    "max_grad_norm",
+    "metric_for_best_model",
+    "non_finite_loss",
+    "recall_weight",
+    "tf32",
+)
+
 
 def make_protocol(
     model: WakeSleepForImageClassification,
@@ -46,6 +63,32 @@ def check_same_run(folder: Path, there: dict, here: dict) -> None:
         raise ValueError(
             f"{folder} belongs to another run, so this one cannot go on from it. Differences: "
             f"{'; '.join(differences)}. Pass the same data, seed, backbone and memory, or an empty `output_dir`."
+        )
+
+
+def check_same_settings(checkpoint: Path, there: dict, here: dict) -> None:
+    """Compare the hyper-parameters that a checkpoint inside a task was made with, and those to go on with.
+
+    Its optimizer and schedule hold the old ones, so that new ones would be ignored or not fit.
+
+    Args:
+        checkpoint (`Path`): The checkpoint.
+        there (`dict`): Hyper-parameters that differ from the defaults, as a history keeps them.
+        here (`dict`): The same of this run.
+
+    Raises:
+        ValueError: If they differ, with every difference by name.
+    """
+    there, here = ({name: value for name, value in part.items() if name not in CHANGEABLE} for part in (there, here))
+    differences = [
+        f"{name} is {there.get(name, 'the default')!r} there, {here.get(name, 'the default')!r} here"
+        for name in sorted({*there, *here})
+        if there.get(name) != here.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"Expected the arguments that {checkpoint} was made with, which is inside a task. Differences: "
+            f"{'; '.join(differences)}. Pass the same, or remove {checkpoint.parent} to start that task again."
         )
 
 

@@ -17,6 +17,7 @@ from .importance import freeze_synapses
 from .lora import default_lora_config
 from .memory import SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
+from .processes import share_buffers, share_synapses
 from .recall import held_out_accuracy, update_recall
 from .replay import Replay
 from .training_args import ContinualTrainingArguments
@@ -144,10 +145,12 @@ def consolidate(  # noqa: PLR0913
             replay.accuracy_before = held_out_accuracy(bare, memory, reader, args)
     with _memory_advice("`sleep_batch_size`", args.sleep_batch_size):
         replay.run(on_step_end)
+        share_buffers(accelerator, bare)
     with _memory_advice("`per_device_eval_batch_size`", args.per_device_eval_batch_size):
         accuracy = math.nan if is_nap else update_recall(bare, memory, reader, args, place[0], before)
+        share_buffers(accelerator, bare)
         if args.freeze_fraction and not is_nap:
-            memory.set_synapses(freeze_synapses(bare, memory, reader, args, place[0]))
+            memory.set_synapses(share_synapses(accelerator, freeze_synapses(bare, memory, reader, args, place[0])))
     frozen_fraction, frozen = (0.0, {}) if memory.synapses is None else memory.synapses.shares(bare)
     loss, cross_entropy, distillation = replay.mean_losses()
     return SleepReport(

@@ -25,7 +25,7 @@ from .lora import WAKE, check_lora, default_lora_config, inject, merge
 from .memory import MemoryBytes, SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .plasticity import set_plasticity
-from .processes import check_equal, checksums
+from .processes import check_equal, checksums, share_buffers, share_tensor
 from .recall import update_recall
 from .replay import Replay, snapshot
 from .shards import unwrap
@@ -164,7 +164,7 @@ class TaskTrainer(ClassifierTrainer):
         is_carried = self.args.recall_update == "carry" and self.args.trains_backbone(self.task_number)
         if self.memory is None or not is_carried:
             return None
-        return landmark_features(self.model, self.memory, self.reader, self.args)
+        return share_tensor(self.accelerator, landmark_features(self.model, self.memory, self.reader, self.args))
 
     def _evaluate_recall(self) -> list[float]:
         """Return and log the accuracy of recall alone on every task so far; NaN where its images are not at hand."""
@@ -200,6 +200,7 @@ class TaskTrainer(ClassifierTrainer):
         self.model = unwrap(self.accelerator, self.model_wrapped)
         merge(self.model)
         self._frozen.restore(self.model)
+        share_buffers(self.accelerator, self.model)
         self.model_wrapped = self.callback_handler.model = self.model
 
     def sleep(self) -> None:
@@ -276,6 +277,7 @@ class TaskTrainer(ClassifierTrainer):
         is_moved = self.args.trains_backbone(self.task_number)
         if self.memory is not None and is_moved:
             update_recall(self.model, self.memory, self.reader, self.args, self.task_number, self._before)
+            share_buffers(self.accelerator, self.model)
         elif self.args.recall_weight is not None:
             self.model.config.recall_weight = self.args.recall_weight
         elif is_moved:

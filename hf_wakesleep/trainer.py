@@ -23,7 +23,7 @@ from .memory import SemiParametricMemory
 from .model_card import hyper_parameters
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .processes import check_equal
-from .protocol import align_tasks, check_same_run, make_protocol
+from .protocol import align_tasks, check_same_run, check_same_settings, make_protocol
 from .shards import check_whole
 from .stage import find_stages, initial_state, load_stage_state, stage_name
 from .task_trainer import TaskTrainer
@@ -142,9 +142,7 @@ class ContinualTrainer(TaskTrainer):
             drop_later_checkpoints(checkpoints_of(output_dir, len(self.history)), checkpoint)
         if self.memory is not None and (self.args.freeze_fraction or self.memory.synapses is not None):
             check_whole(self.accelerator)
-        self.history.protocol, self.history.settings = protocol, hyper_parameters(self.args)
-        if "lora" in self.args.plasticities:
-            self.history.settings["lora_config"] = describe(self.lora_config)
+        self.history.protocol, self.history.settings = protocol, self._settings
         if self.memory is not None and self.memory.budget is not None:
             self._wake_pass().check_budget(self.tasks[len(self.history) :], self.memory)
         if self.args.forward_transfer and not len(self.history):
@@ -166,9 +164,17 @@ class ContinualTrainer(TaskTrainer):
         for folder in (stage, None if checkpoint is None else checkpoint.parents[2]):
             if folder is not None:
                 check_same_run(folder, History.load(folder).protocol, protocol)
+        if checkpoint is not None:
+            check_same_settings(checkpoint, History.load(checkpoint.parents[2]).settings, self._settings)
         if stage is not None:
             self._load_stage(stage)
         return checkpoint
+
+    @property
+    def _settings(self) -> dict:
+        """Hyper-parameters that differ from the defaults, as the history keeps them."""
+        lora = {"lora_config": describe(self.lora_config)} if "lora" in self.args.plasticities else {}
+        return hyper_parameters(self.args) | lora
 
     def _probe_untrained(self, output_dir: Path | None) -> dict[str, float]:
         """Return b[i] of forward transfer by stage; what an output folder of the same run holds is not done again."""

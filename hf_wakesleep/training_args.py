@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+import torch
 from torch import distributed
 from transformers import TrainingArguments
 
@@ -467,6 +468,12 @@ class ContinualTrainingArguments(TrainingArguments):
     def plasticities(self) -> set[str]:
         """All kinds of plasticity of a run."""
         return {self.wake_plasticity_of(0), self.wake_plasticity, self.sleep_plasticity}
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Return the context in which features are computed, awake and asleep: that of training."""
+        types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        dtype = types.get(self.mixed_precision)
+        return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
     @property
     def shows_progress(self) -> bool:

@@ -17,6 +17,7 @@ from .learned_codec import LearnedCodec
 from .lora import WAKE
 from .memory import SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
+from .processes import share_buffers
 from .synapses import count_entries, make_room
 from .tasks import Task
 from .training_args import ContinualTrainingArguments
@@ -65,6 +66,7 @@ class WakePass:
             is_herded = self.args.memory_selection == "herding" and codes
             ranks = herding_ranks(np.concatenate(code_features), np.asarray(code_labels)) if is_herded else None
             memory.write(codes, code_labels, task, ranks)
+        share_buffers(self.accelerator, self.model)
 
     def fitted(self, codec: LearnedCodec, task: Task) -> LearnedCodec:
         """Return a codec fitted to images of a task, as `codec_target_bytes` and `codec_fit_*` say."""
@@ -147,7 +149,7 @@ class WakePass:
         batches = self.accelerator.prepare_data_loader(loader)
         for pixels, labels in tqdm(batches, desc=description, disable=not self.args.shows_progress, leave=False):
             pixel_values = self.reader.normalise(pixels).to(self.model.device)
-            with self.accelerator.autocast():
+            with self.args.autocast(self.model.device):
                 features = self.model.extract_features(pixel_values).float()  # (b, D)
             yield pixels, *self.accelerator.gather_for_metrics((features, labels))
         self.model.train(was_training)
