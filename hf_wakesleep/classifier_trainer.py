@@ -1,5 +1,6 @@
 """ClassifierTrainer: a Trainer that knows the loss, images, optimizer and checkpoints of a wake-sleep classifier."""
 
+import copy
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import EarlyStoppingCallback, Trainer, get_scheduler
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
@@ -85,6 +86,34 @@ class ClassifierTrainer(Trainer):
             **kwargs,
         )
         check_sharding(self.accelerator, args)
+        self._check_optimizer()
+
+    def _check_optimizer(self) -> None:
+        """Try to build the optimizer and the schedule of wake, which else fail when the first task is in memory."""
+        args = self.args
+        weight = torch.nn.Parameter(torch.zeros(1, device=args.device))
+        try:
+            build, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(args, self.model)
+            optimizer = build([weight], **kwargs)
+        except (ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"`optim` {args.optim.value!r} with `optim_args` {args.optim_args!r} builds no optimizer ({error}). "
+                "Change them."
+            ) from error
+        without = copy.copy(args)
+        without.optim_args = None
+        if args.optim_args and kwargs == self.get_optimizer_cls_and_kwargs(without, self.model)[1]:
+            raise ValueError(
+                f"`optim_args` {args.optim_args!r} changes nothing of {args.optim.value!r}. Leave it out."
+            )
+        try:
+            kind, kwargs = args.lr_scheduler_type, args.lr_scheduler_kwargs
+            get_scheduler(kind, optimizer, args.get_warmup_steps(100), 100, scheduler_specific_kwargs=kwargs)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"`lr_scheduler_type` {kind.value!r} with `lr_scheduler_kwargs` {kwargs!r} builds no schedule "
+                f"({error}). Change them."
+            ) from error
 
     def hyperparameter_search(self, *args, **kwargs):
         """Refuse: a search builds its own models, which [`ContinualTrainer`] cannot share between trials.
@@ -126,6 +155,7 @@ class ClassifierTrainer(Trainer):
             collate_fn=self.data_collator,
             num_workers=0 if isinstance(images, IterableDataset) else self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
+            generator=torch.Generator(),  # else every evaluation would draw a number that dropout draws next
         )
         return self.accelerator.prepare_data_loader(loader)
 

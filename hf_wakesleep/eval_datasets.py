@@ -41,25 +41,62 @@ class EvalSets(ConcatDataset):
         }
 
 
+class LabelReader:
+    """Turns the label of an example into an index in a model's head.
+
+    Text is the name of a class. A number is one, too, unless a dataset names its classes itself.
+
+    Args:
+        label2id (`dict[str, int]`): From class name to index in the head.
+        names (`Sequence[str]`, *optional*): Names of the classes that the dataset's numbers count.
+    """
+
+    def __init__(self, label2id: dict[str, int], names: Sequence[str] | None = None):
+        self._label2id, self._names = label2id, names
+        # Sorted as text, '10' comes before '2': then a number can be a name or count names.
+        self._is_ambiguous = names is None and any(name.isdecimal() and len(name) > 1 for name in label2id)
+
+    def read(self, label, where: str) -> int | None:
+        """Return the index of a label; `None` for one that is missing or hidden (-1).
+
+        Raises:
+            ValueError: If it is no class that the model knows.
+        """
+        if isinstance(label, np.ndarray | torch.Tensor) and label.ndim == 0:
+            label = label.item()
+        is_number = isinstance(label, Integral) and not isinstance(label, bool)
+        if label is None or (is_number and label == -1 and (self._names is not None or "-1" not in self._label2id)):
+            return None
+        if is_number and self._names is not None and 0 <= label < len(self._names):
+            label = self._names[label]
+        elif is_number and self._is_ambiguous:
+            raise ValueError(
+                f"Expected the label of {where} as text, got the number {label}, which could be a class of that name "
+                "or a position in a list of classes. Return the name of the class."
+            )
+        elif not (isinstance(label, str) or (is_number and self._names is None)):
+            raise ValueError(f"Expected the label of {where} to be a class by its name or number, got {label!r}.")
+        check_known([str(label)], self._label2id, where)
+        return self._label2id[str(label)]
+
+
 class ExampleImages(torch.utils.data.Dataset):
     """The images of a torch `Dataset` or a list, whose examples are read one by one.
 
     Args:
         dataset (`torch.utils.data.Dataset` or `Sequence`): Gives mappings with an image and perhaps a label, pairs of
             both, or images.
-        label2id (`dict[str, int]`): From class name to index in the head.
-        names (`Sequence[str]`, *optional*): Names of the classes that whole numbers as labels count; the numbers
-            themselves are the names if missing.
+        labels ([`LabelReader`]): Reads the labels.
     """
 
-    def __init__(self, dataset, label2id: dict[str, int], names: Sequence[str] | None = None):
-        self.dataset, self._label2id, self._names = dataset, label2id, names
+    def __init__(self, dataset, labels: LabelReader):
+        self.dataset, self._labels = dataset, labels
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, row: int) -> dict:
-        return read_example(self.dataset[row], self._label2id, self._names, f"image {row} of {WHAT}")
+        return read_example(self.dataset[row], self._labels, f"image {row} of {WHAT}")
 
 
 class StreamedImages(torch.utils.data.IterableDataset):
@@ -67,16 +104,15 @@ class StreamedImages(torch.utils.data.IterableDataset):
 
     Args:
         dataset (`Iterable`): Gives examples like those of [`ExampleImages`].
-        label2id (`dict[str, int]`): From class name to index in the head.
-        names (`Sequence[str]`, *optional*): As in [`ExampleImages`].
+        labels ([`LabelReader`]): Reads the labels.
     """
 
-    def __init__(self, dataset, label2id: dict[str, int], names: Sequence[str] | None = None):
-        self.dataset, self._label2id, self._names = dataset, label2id, names
+    def __init__(self, dataset, labels: LabelReader):
+        self.dataset, self._labels = dataset, labels
 
     def __iter__(self) -> Iterator[dict]:
         for row, example in enumerate(self.dataset):
-            yield read_example(example, self._label2id, self._names, f"image {row} of {WHAT}")
+            yield read_example(example, self._labels, f"image {row} of {WHAT}")
 
 
 def as_images(dataset, label2id: dict[str, int]) -> torch.utils.data.Dataset:
@@ -105,9 +141,9 @@ def as_images(dataset, label2id: dict[str, int]) -> torch.utils.data.Dataset:
     elif isinstance(dataset, ConcatDataset):
         images = ConcatDataset([as_images(part, label2id) for part in dataset.datasets])
     elif isinstance(dataset, torch.utils.data.IterableDataset):
-        images = StreamedImages(dataset, label2id, _names_of(dataset))
+        images = StreamedImages(dataset, LabelReader(label2id, _names_of(dataset)))
     elif isinstance(dataset, torch.utils.data.Dataset | list | tuple):
-        images = ExampleImages(dataset, label2id, _names_of(dataset))
+        images = ExampleImages(dataset, LabelReader(label2id, _names_of(dataset)))
     else:
         raise TypeError(
             "Expected a `datasets.Dataset`, a torch `Dataset`, a list of examples or a `Task` to evaluate, got "
@@ -118,13 +154,12 @@ def as_images(dataset, label2id: dict[str, int]) -> torch.utils.data.Dataset:
     return images
 
 
-def read_example(example, label2id: dict[str, int], names: Sequence[str] | None, where: str) -> dict:
+def read_example(example, labels: LabelReader, where: str) -> dict:
     """Return `{"image": RGB, "label": index in the head or None}` of one example.
 
     Args:
         example (`Mapping`, `tuple` or image): An image as PIL, uint8 array or undecoded cell; and perhaps its label.
-        label2id (`dict[str, int]`): From class name to index in the head.
-        names (`Sequence[str]`, *optional*): Names of the classes that whole numbers count.
+        labels ([`LabelReader`]): Reads the label.
         where (`str`): What to call the image in an error.
 
     Raises:
@@ -142,7 +177,7 @@ def read_example(example, label2id: dict[str, int], names: Sequence[str] | None,
             f"Expected {where} as a PIL image or an array of uint8, beside a label if it is known, got "
             f"{type(example).__name__} {found}. Convert it."
         )
-    return {"image": _as_rgb(images[0], where), "label": _head_index(label, label2id, names, where)}
+    return {"image": _as_rgb(images[0], where), "label": labels.read(label, where)}
 
 
 def _of_dataset(dataset: Dataset, label2id: dict[str, int]) -> TaskImages:
@@ -157,28 +192,32 @@ def _of_dataset(dataset: Dataset, label2id: dict[str, int]) -> TaskImages:
 
 def _label_column(dataset: Dataset) -> str | None:
     """Return the column of labels; `None` if there is none, or nothing in it but labels that are hidden."""
-    named = [name for name in LABEL_COLUMNS if name in dataset.features]
-    typed = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
-    if not named and not typed:
+    if not _has_labels(dataset):
         return None
     column = find_column(dataset, "label", None)
     values = dataset.select_columns([column]).with_format("arrow")[:].column(0).unique().to_pylist()
     return None if values and set(values) <= {None, -1} else column
 
 
+def _has_labels(dataset: Dataset | datasets.IterableDataset) -> bool:
+    """Whether a column can hold labels, by its name or type."""
+    is_typed = any(isinstance(feature, ClassLabel) for feature in dataset.features.values())
+    return is_typed or any(name in LABEL_COLUMNS for name in dataset.features)
+
+
 def _of_stream(dataset: datasets.IterableDataset, label2id: dict[str, int]) -> StreamedImages:
-    dataset = dataset if dataset.features is not None else dataset._resolve_features()
-    if dataset.features is None:
-        raise ValueError("Expected a stream of images, but the given `IterableDataset` is empty.")
-    image = find_column(dataset, "image", None)
-    found = [name for name in LABEL_COLUMNS if name in dataset.features]
-    found = found[:1] or [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
-    label = find_column(dataset, "label", found[0] if len(found) == 1 else None) if found else None
-    names = dataset.features[label].names if label and isinstance(dataset.features[label], ClassLabel) else None
+    if dataset.features is None:  # as after `map`
+        return StreamedImages(dataset, LabelReader(label2id))
+    image, label = find_column(dataset, "image", None), None
+    if _has_labels(dataset):
+        label = find_column(dataset, "label", None)
     dataset = dataset.select_columns([image] if label is None else [image, label])
     dataset = dataset.cast_column(image, ImageFeature(decode=False))
-    renamed = {label: "label"} if label not in (None, "label") else {}
-    return StreamedImages(dataset.rename_columns(renamed) if renamed else dataset, label2id, names)
+    if label is None:
+        return StreamedImages(dataset, LabelReader(label2id))
+    names = dataset.features[label].names if isinstance(dataset.features[label], ClassLabel) else None
+    dataset = dataset if label == "label" else dataset.rename_column(label, "label")
+    return StreamedImages(dataset, LabelReader(label2id, names))
 
 
 def _names_of(dataset) -> Sequence[str] | None:
@@ -207,17 +246,3 @@ def _as_rgb(image, where: str) -> Image.Image:
             f"{pixels.shape}. Convert it; the trainer resizes and normalises images itself."
         )
     return to_rgb(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 and pixels.ndim == 3 else pixels))
-
-
-def _head_index(label, label2id: dict[str, int], names: Sequence[str] | None, where: str) -> int | None:
-    if isinstance(label, np.ndarray | torch.Tensor) and label.ndim == 0:
-        label = label.item()
-    is_number = isinstance(label, Integral) and not isinstance(label, bool)
-    if label is None or (is_number and label == -1 and (names is not None or "-1" not in label2id)):
-        return None
-    if is_number and names is not None and 0 <= label < len(names):
-        label = names[label]
-    elif not (isinstance(label, str) or (is_number and names is None)):
-        raise ValueError(f"Expected the label of {where} to be a class by its name or number, got {label!r}.")
-    check_known([str(label)], label2id, where)
-    return label2id[str(label)]

@@ -85,6 +85,8 @@ class TaskTrainer(ClassifierTrainer):
             raise ValueError(
                 "`lora_config` is for `wake_plasticity` or `sleep_plasticity` 'lora', but neither is. Leave it out."
             )
+        if args.dataloader_drop_last:
+            self._check_batches()
         self.task_number = len(self.history)
         self.guard = StepGuard(args, self.accelerator, self._signals)
         self.add_callback(GuardCallback(self))
@@ -93,6 +95,16 @@ class TaskTrainer(ClassifierTrainer):
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
                 callback.logging_dir = str(Path(args.output_dir, "runs"))  # also of what is logged before training
         self.eval_dataset = self._eval_images(len(self.history))
+
+    def _check_batches(self) -> None:
+        """Check that tasks to come have an image to learn from when the last ones of a task are dropped."""
+        size = self.args.train_batch_size * self.args.world_size
+        for task in self.tasks[len(self.history) :]:
+            if len(task.train_dataset) < size:
+                raise ValueError(
+                    f"`dataloader_drop_last` leaves no batch of {size} images of {task.name}, which has "
+                    f"{len(task.train_dataset)}. Leave it out, or pass a smaller `per_device_train_batch_size`."
+                )
 
     def _learn(self, number: int, checkpoint: str | None, **kwargs) -> TrainOutput:
         task = self.tasks[number]

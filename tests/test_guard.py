@@ -44,7 +44,7 @@ def test_a_loss_awake_that_is_not_finite_stops_with_advice_and_the_run_goes_on(m
     whole.train()
     stopped = make_trainer(output_dir="stopped", **SETTINGS)
     stopped.add_callback(_Break(stopped, 6))
-    with pytest.raises(FloatingPointError, match=r"step 7 of the wake of task-02 .* Lower `learning_rate`"):
+    with pytest.raises(FloatingPointError, match=r"step 7 of the wake of task-02 .* lower `learning_rate`"):
         stopped.train()
     (stage,) = find_stages(tmp_path / "stopped")
     WakeSleepForImageClassification.from_pretrained(stage)
