@@ -9,6 +9,7 @@ import time
 import pytest
 
 from hf_wakesleep import lock
+from hf_wakesleep.hub import Outbox, push_pending
 from hf_wakesleep.lock import folder_lock
 
 HOLDER = """
@@ -47,6 +48,14 @@ def test_a_second_run_is_refused_before_it_writes_anything(make_trainer, tmp_pat
         assert not list((tmp_path / "out").iterdir())
     trainer.train()
     assert (tmp_path / "out" / "task-02").is_dir()
+
+
+def test_stages_are_not_sent_beside_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_PATIENCE", 0.3)
+    Outbox("me/digits").save(tmp_path)
+    with folder_lock(tmp_path), pytest.raises(ValueError, match="no other run writes to"):
+        push_pending(tmp_path)
+    assert push_pending(tmp_path) == []
 
 
 def test_the_lock_goes_with_a_process_that_is_killed_and_its_workers(tmp_path):

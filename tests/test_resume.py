@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import STOPPABLE, digits_of, equal_states
 from runs import StopError, assert_same_end, stop_at
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hf_wakesleep import (
     ClassIncrementalStream,
@@ -100,6 +100,43 @@ def test_a_wake_that_ends_inside_an_epoch_is_not_prolonged(make_trainer, monkeyp
     resumed = make_trainer(output_dir="stopped", **settings)
     resumed.train(resume_from_checkpoint=True)
     assert_same_end(whole, resumed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"optim": "sgd"}, "optim is 'the default' there, 'sgd' here"),
+        ({"wake_plasticity": "head"}, "wake_plasticity is 'the default' there, 'head' here"),
+        ({"backbone_learning_rate_ratio": 0.5}, "backbone_learning_rate_ratio is 1.0 there, 0.5 here"),
+        ({"learning_rate": 1e-4}, "learning_rate is 0.003 there, 0.0001 here"),
+        ({"sleep_steps": 20}, "sleep_steps is 10 there, 20 here"),
+    ],
+)
+def test_a_checkpoint_inside_a_task_wants_the_arguments_it_was_made_with(
+    make_trainer, tmp_path, monkeypatch, changes, difference
+):
+    train_until(monkeypatch, make_trainer(**STOPPABLE), Replay, "_take_step", stop_at(18, Replay._take_step))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=rf"{difference}.*or remove .*checkpoints/task-02 to start that task again"):
+        make_trainer(**{**STOPPABLE, **changes}).train(resume_from_checkpoint=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    shutil.rmtree(tmp_path / "out" / "checkpoints" / "task-02")
+    other = make_trainer(**{**STOPPABLE, **changes})
+    other.train(resume_from_checkpoint=True)
+    assert len(other.history) == 2
+
+
+def test_a_wake_that_was_stopped_early_is_not_gone_on_with_from_its_sleep(make_trainer, monkeypatch):
+    settings = {**STOPPABLE, "learning_rate": 0.0, "eval_strategy": "steps", "eval_steps": 2}
+    settings |= {"metric_for_best_model": "accuracy"}
+    expected = make_trainer(output_dir="whole", callbacks=[EarlyStoppingCallback(1)], **settings)
+    expected.train()
+    assert [record.wake_steps for record in expected.history.records] == [4, 4]
+    stopped = make_trainer(callbacks=[EarlyStoppingCallback(1)], **settings)
+    train_until(monkeypatch, stopped, Replay, "_take_step", stop_at(18, Replay._take_step))
+    resumed = make_trainer(callbacks=[EarlyStoppingCallback(1)], **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_end(expected, resumed)
 
 
 def test_checkpoints_count_on_from_wake_to_sleep_and_are_limited(make_trainer, tmp_path, monkeypatch):
