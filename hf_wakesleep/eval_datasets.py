@@ -212,7 +212,8 @@ def _of_stream(dataset: datasets.IterableDataset, label2id: dict[str, int]) -> S
     if _has_labels(dataset):
         label = find_column(dataset, "label", None)
     dataset = dataset.select_columns([image] if label is None else [image, label])
-    dataset = dataset.cast_column(image, ImageFeature(decode=False))
+    if dataset.features[image].mode is None:  # else `datasets` converts to that mode as it decodes
+        dataset = dataset.cast_column(image, ImageFeature(decode=False))
     if label is None:
         return StreamedImages(dataset, LabelReader(label2id))
     names = dataset.features[label].names if isinstance(dataset.features[label], ClassLabel) else None

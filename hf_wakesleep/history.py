@@ -5,8 +5,10 @@ import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
+
 from . import metrics
-from .digests_wakesleep import HISTORY_FILES, check_digests
+from .digests_wakesleep import DIGESTS_NAME, HISTORY_FILES, check_digests
 from .files import read_json, write_whole
 
 HISTORY_NAME = "history.json"
@@ -39,6 +41,10 @@ class TaskRecord:
         sleep_images (`int`): Memories seen asleep, repetitions included.
         sleep (`dict`): The report of the sleep; empty without one.
         fingerprint (`dict`): What identifies the task, see [`Task.fingerprint`].
+        evaluated_images (`list[int]`): Number of images behind each entry of `accuracy`, 0 where unknown; empty if it
+            is that of `num_eval_images` of each task.
+        num_unevaluated (`int`): Classes so far of which no evaluation image was at hand; -1 if they are those of the
+            tasks whose accuracy is unknown.
     """
 
     name: str
@@ -60,6 +66,8 @@ class TaskRecord:
     sleep_images: int = 0
     sleep: dict = field(default_factory=dict)
     fingerprint: dict = field(default_factory=dict)
+    evaluated_images: list[int] = field(default_factory=list)
+    num_unevaluated: int = -1
 
     def scores(self) -> dict:
         """Return what was measured before any training on the task, as JSON-able values."""
@@ -89,11 +97,15 @@ class TaskRecord:
             "recall_accuracy": isinstance(self.recall_accuracy, list)
             and len(self.recall_accuracy) in (0, position)
             and all(map(_is_share, self.recall_accuracy)),
+            "evaluated_images": isinstance(self.evaluated_images, list)
+            and len(self.evaluated_images) in (0, position)
+            and all(map(_is_count, self.evaluated_images)),
+            "num_unevaluated": type(self.num_unevaluated) is int and self.num_unevaluated >= -1,
             "before_accuracy": _is_share(self.before_accuracy),
             "untrained_accuracy": _is_share(self.untrained_accuracy),
             "recall_weight": _is_share(self.recall_weight),
             "memory_bytes": set(self.memory_bytes) == {*MEMORY_PARTS, "total"},
-            **{name: type(value) is int and 0 <= value < 2**63 for name, value in counts.items()},
+            **{name: _is_count(value) for name, value in counts.items()},
             **{name: _is_seconds(getattr(self, name)) for name in ("wake_seconds", "sleep_seconds")},
             "fingerprint": isinstance(self.fingerprint, dict),
             "sleep": isinstance(self.sleep, dict) and _are_shares(self.sleep.get("frozen", {})),
@@ -146,15 +158,24 @@ class History:
         records = self.records[:num_tasks]
         return metrics.summarize(
             [record.accuracy for record in records],
-            [record.num_eval_images for record in records],
+            records[-1].evaluated_images or [record.num_eval_images for record in records],
             [record.before_accuracy for record in records],
             [record.untrained_accuracy for record in records],
         )
 
+    def num_unknown_classes(self) -> int:
+        """Return the number of classes whose accuracy after the last task is unknown."""
+        last = self.records[-1]
+        if last.num_unevaluated >= 0:
+            return last.num_unevaluated
+        pairs = zip(last.accuracy, self.records, strict=True)
+        return sum(len(record.new_classes) for accuracy, record in pairs if math.isnan(accuracy))
+
     def to_dict(self) -> dict:
         """Return everything as JSON-able values: metrics after each task as lists, NaN as `None`."""
         summaries = [self.summary(count) for count in range(1, len(self) + 1)]
-        curves = {name: [summary[name] for summary in summaries] for name in (summaries[0] if summaries else ())}
+        names = [name for name in (summaries[0] if summaries else ()) if name != "known_tasks"]
+        curves = {name: [summary[name] for summary in summaries] for name in names}
         per_task = {
             name: [getattr(record, name) for record in self.records]
             for name in ("memory_bytes", "num_codes", "wake_seconds", "sleep_seconds", "wake_images", "sleep_images")
@@ -175,6 +196,22 @@ class History:
     def save(self, folder: str | Path) -> None:
         """Write `history.json`, whole or not at all."""
         write_whole(Path(folder) / HISTORY_NAME, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, **kwargs) -> "History":
+        """Load the history of a stage from its folder or from the Hub; nothing else of the stage is downloaded.
+
+        Args:
+            name_or_path (`str`): Folder of a stage, or name of a repository.
+            kwargs: Passed on to `huggingface_hub.snapshot_download` (`revision`, `token`, ...).
+
+        Raises:
+            ValueError: If there is no history.
+        """
+        folder = Path(name_or_path)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(name_or_path, allow_patterns=[DIGESTS_NAME, HISTORY_NAME], **kwargs))
+        return cls.load(folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> "History":
@@ -215,24 +252,33 @@ class History:
         """Return the accuracy matrix and all metrics as plain text."""
         names = [record.name for record in self.records]
         width = max([len(name) for name in names] + [7]) + 1
-        lines = ["accuracy (%) on each task (column) after each task (row)"]
+        unknown = "; – is unknown, for want of evaluation images, and left out of means"
+        has_unknown = any(math.isnan(value) for record in self.records for value in record.accuracy)
+        lines = [f"accuracy (%) on each task (column) after each task (row){unknown if has_unknown else ''}"]
         lines.append(
             " " * width + "".join(f"{name:>{width}}" for name in names) + f"{'mean':>{width}}{'pooled':>{width}}"
         )
         for count, record in enumerate(self.records, start=1):
             summary = self.summary(count)
-            cells = "".join(f"{100 * value:>{width}.1f}" for value in record.accuracy)
+            cells = "".join(f"{_percent(value):>{width}}" for value in record.accuracy)
             cells += " " * width * (len(names) - count)
-            means = f"{100 * summary['average_accuracy']:>{width}.1f}{100 * summary['pooled_accuracy']:>{width}.1f}"
+            means = "".join(f"{_percent(summary[name]):>{width}}" for name in ("average_accuracy", "pooled_accuracy"))
             lines.append(f"{record.name:<{width}}" + cells + means)
         if any(record.recall_accuracy for record in self.records):
             lines += ["", "accuracy (%) of recall alone, with each task in memory and before any training on it"]
             for record in self.records:
                 lines.append(
-                    f"{record.name:<{width}}" + "".join(f"{100 * v:>{width}.1f}" for v in record.recall_accuracy)
+                    f"{record.name:<{width}}" + "".join(f"{_percent(v):>{width}}" for v in record.recall_accuracy)
                 )
         lines.append("")
-        lines += [f"{name.replace('_', ' '):<30}{value:>10.4f}" for name, value in self.summary().items()]
+        summary = self.summary()
+        unknown_tasks, unknown_classes = len(self) - summary.pop("known_tasks", len(self)), self.num_unknown_classes()
+        if unknown_tasks or unknown_classes:
+            lines.append(
+                f"Accuracy is unknown for {unknown_classes} of {len(self.classes)} classes and {unknown_tasks} of "
+                f"{len(self)} tasks; these numbers are of the others:"
+            )
+        lines += [f"{name.replace('_', ' '):<30}{_number(value):>10}" for name, value in summary.items()]
         last = self.records[-1]
         lines += [f"{'memory ' + part + ' (bytes)':<30}{size:>10,}" for part, size in last.memory_bytes.items()]
         lines.append(f"{'codes in memory':<30}{last.num_codes:>10,}")
@@ -241,6 +287,14 @@ class History:
             images = sum(getattr(record, f"{phase}_images") for record in self.records)
             lines.append(f"{phase + ' seconds':<30}{seconds:>10.1f}   ({images:,} images)")
         return "\n".join(lines)
+
+
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.4f}"
 
 
 def _nan_to_none(value):
@@ -266,6 +320,10 @@ def _is_share(value) -> bool:
 
 def _are_shares(values) -> bool:
     return isinstance(values, dict) and all(map(_is_share, values.values()))
+
+
+def _is_count(value) -> bool:
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _is_seconds(value) -> bool:

@@ -1,7 +1,9 @@
 """ImageReader: from what a dataset holds to the uint8 images that are remembered and the pixels a model takes."""
 
-import io
+import lzma
 import struct
+import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterable
 
@@ -9,7 +11,9 @@ import numpy as np
 import torch
 from datasets import Dataset
 from datasets import Image as ImageFeature
-from PIL import Image, ImageOps
+from fsspec.exceptions import FSTimeoutError
+from huggingface_hub.errors import HTTPError
+from PIL import Image
 from transformers import ViTImageProcessor
 from transformers.image_utils import PILImageResampling
 
@@ -48,40 +52,57 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def open_image(encoded: dict, where: str) -> Image.Image:
-    """Decode one cell of an undecoded `Image` column to RGB, turned upright as its EXIF data says.
+def open_image(encoded: dict, where: str, mode: str | None = None) -> Image.Image:
+    """Decode one cell of an undecoded `Image` column to RGB, as `datasets` does, turned upright as its EXIF data says.
 
     Args:
-        encoded (`dict`): `{"bytes": bytes or None, "path": str or None}`.
-        where (`str`): What to call the image in an error, for example `"image 3 of 'train'"`.
+        encoded (`dict`): `{"bytes": bytes or None, "path": str or None}`. A path may lead to another machine or into
+            an archive (`"https://..."`, `"hf://..."`, `"zip://inner.png::archive.zip"`).
+        where (`str`): What to call the image in an error, for example `"image 3 of 'train'"`; its path is added.
+        mode (`str`, *optional*): The `mode` of the column, which the image is converted to first.
 
     Raises:
         ValueError: If the image is missing, cannot be read, or has a mode without a known range.
     """
     try:
-        source = io.BytesIO(encoded["bytes"]) if encoded["bytes"] is not None else encoded["path"]
-        with Image.open(source) as image:
-            if not min(image.size) or max(image.size) > MAX_RATIO * min(image.size):
-                raise ValueError(f"its {image.width} x {image.height} pixels are too long a strip, crop it")
-            return to_rgb(ImageOps.exif_transpose(image))
-    except (
+        image = ImageFeature(mode=mode).decode_example(encoded)
+        if not min(image.size) or max(image.size) > MAX_RATIO * min(image.size):
+            raise ValueError(f"its {image.width} x {image.height} pixels are too long a strip, crop it")
+        return to_rgb(image)
+    except _reading_errors() as error:
+        path = encoded.get("path") if isinstance(encoded, dict) else None
+        raise ValueError(
+            f"Expected a readable image, but {where} cannot be read ({f'{path!r:.500}: ' if path else ''}"
+            f"{(str(error) or type(error).__name__)[:200]}). Repair it or drop that row."
+        ) from error
+
+
+def _reading_errors() -> tuple[type[Exception], ...]:
+    """Return what Pillow, file systems, archives and the network raise for an image that cannot be read."""
+    from aiohttp import ClientError  # slow to import, and needed after an error only
+
+    return (
+        ClientError,
         ArithmeticError,
         AttributeError,
         EOFError,
+        FSTimeoutError,
+        HTTPError,
         Image.DecompressionBombError,
+        ImportError,
         LookupError,
+        lzma.LZMAError,
         MemoryError,
         OSError,
         RuntimeError,
+        struct.error,
         SyntaxError,
+        tarfile.TarError,
         TypeError,
         ValueError,
-        struct.error,
+        zipfile.BadZipFile,
         zlib.error,
-    ) as error:
-        raise ValueError(
-            f"Expected a readable image, but {where} cannot be read ({str(error)[:200]}). Repair it or drop that row."
-        ) from error
+    )
 
 
 class TaskImages(torch.utils.data.Dataset):
@@ -103,14 +124,15 @@ class TaskImages(torch.utils.data.Dataset):
             names = dataset.features["label"].names
             check_known({names[label] for label in np.unique(label_array(dataset, "label"))}, label2id, name)
             self.head_index = [label2id.get(class_name, -1) for class_name in names]
-        self.dataset = dataset.with_format(None).cast_column("image", ImageFeature(decode=False))
+        self.mode = dataset.features["image"].mode
+        self.dataset = dataset.with_format(None).cast_column("image", ImageFeature(mode=self.mode, decode=False))
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, row: int) -> dict:
         example = self.dataset[row]
-        image = open_image(example["image"], f"image {row} of {self.name}")
+        image = open_image(example["image"], f"image {row} of {self.name}", self.mode)
         return {"image": image, "label": None if self.head_index is None else self.head_index[example["label"]]}
 
 

@@ -1,11 +1,11 @@
 """Importance: how much what is known depends on each entry of a network's parameters."""
 
 import copy
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .images import ImageReader
@@ -13,6 +13,8 @@ from .memory import SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .synapses import Synapses, count_entries, make_room
 from .training_args import ContinualTrainingArguments
+
+LEAST = 1e-6  # of the largest gradient by a logit: squares of smaller ones leave the range of float32
 
 
 def importance(
@@ -28,6 +30,11 @@ def importance(
     elastic weight consolidation (Kirkpatrick et al. 2017). Memory holds all tasks, so importance for all that is known
     is measured anew for the weights as they are; no sum over tasks needs to be kept.
 
+    What counts is the order within a parameter. So where the classes are so well apart that all gradients would be
+    too small for float32, all are scaled alike. The likelihood of a single class is always 1 and tells nothing; then
+    its logit plus half the squared norm of the feature takes the place of log p(y | x), much as in memory aware
+    synapses (Aljundi et al. 2018).
+
     Args:
         model ([`WakeSleepForImageClassification`]): Stays as it is.
         memory ([`SemiParametricMemory`]): Read, never written.
@@ -42,14 +49,53 @@ def importance(
     parameters = dict(twin.named_parameters())
     sums = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters.values()]
     positions = memory.balanced().positions(args.importance_images, (args.seed, task))
-    bar = tqdm(positions, desc="sleep: importance", disable=not args.shows_progress, leave=False)
-    for _, (image, label) in zip(bar, _examples(memory, reader, positions, args), strict=True):
-        logits = twin.head.classifier(twin.extract_features(image.to(model.device))).float()  # (1, C)
-        loss = F.cross_entropy(logits, label.to(model.device))
-        gradients = torch.autograd.grad(loss, parameters.values(), allow_unused=True, materialize_grads=True)
+    slopes = _logit_gradients(twin, memory, reader, positions, args)
+    bar = tqdm(slopes, desc="sleep: importance", disable=not args.shows_progress, leave=False)
+    for slope, (image, _) in zip(bar, _examples(memory, reader, positions, args), strict=True):
+        features = twin.extract_features(image.to(model.device))  # (1, D)
+        value = (twin.head.classifier(features).float() * slope).sum()
+        if slope.numel() == 1:
+            value = value + features.float().square().sum() / 2
+        gradients = torch.autograd.grad(value, parameters.values(), allow_unused=True, materialize_grads=True)
         for total, gradient in zip(sums, gradients, strict=True):
             total.add_(gradient.float().square())
     return {name: total / len(positions) for name, total in zip(parameters, sums, strict=True)}
+
+
+@torch.no_grad()
+def _logit_gradients(
+    model: WakeSleepForImageClassification,
+    memory: SemiParametricMemory,
+    reader: ImageReader,
+    positions: np.ndarray,
+    args: ContinualTrainingArguments,
+) -> Iterator[torch.Tensor]:
+    """Return d log p(y | x) / d logits of each memory, (1, C) float32, all scaled alike if all are tiny."""
+    logits, labels = [], []
+    for image, label in _examples(memory, reader, positions, args):
+        logits.append(model.head.classifier(model.extract_features(image.to(model.device))).double())
+        labels.append(label.to(model.device))
+    return log_likelihood_gradients(torch.cat(logits), torch.cat(labels)).float().split(1)
+
+
+def log_likelihood_gradients(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return d log p(y | x) / d logits: 1 - p_y at the label y, -p_j elsewhere, without cancellation.
+
+    Args:
+        logits (`torch.Tensor` of shape `(N, C)`): float64.
+        labels (`torch.Tensor` of shape `(N,)`): int64.
+
+    Returns:
+        `torch.Tensor`: float64 of shape (N, C); of a single class 1. If the largest is below `LEAST`, all are scaled
+        so that it is `LEAST`.
+    """
+    if logits.shape[1] == 1:
+        return torch.ones_like(logits)
+    is_label = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], True)  # (N, C)
+    others = logits.log_softmax(dim=-1).masked_fill(is_label, -math.inf)  # (N, C)
+    sizes = torch.where(is_label, others.logsumexp(dim=-1, keepdim=True), others)  # log |gradient|
+    scale = min(0.0, sizes.max().item() - math.log(LEAST))
+    return torch.where(is_label, 1.0, -1.0) * (sizes - scale).exp()
 
 
 def _examples(

@@ -36,13 +36,34 @@ def find_column(dataset: Dataset, role: str, column: str | None) -> str:
         named = [name for name in LABEL_COLUMNS if name in found]
         candidates = named[:1] or labels
     if len(candidates) != 1:
-        raise ValueError(f"Expected one column of {role}s, found {candidates} among {found}. Pass `{role}_column=`.")
+        is_folder = role == "label" and list(found.values()) == ["Image"]
+        advice = " Of a folder with images of one class, load labels with `drop_labels=False`." if is_folder else ""
+        raise ValueError(
+            f"Expected one column of {role}s, found {candidates} among {found}. Pass `{role}_column=`.{advice}"
+        )
     if role == "image" and not isinstance(dataset.features[candidates[0]], Image):
         raise ValueError(
             f"Expected column {candidates[0]!r} to be of type Image, found {found[candidates[0]]}. "
             f"Cast it: `dataset.cast_column({candidates[0]!r}, datasets.Image())`."
         )
     return candidates[0]
+
+
+def refuse_transform(dataset: Dataset, what: str) -> None:
+    """Raise a `ValueError` for a dataset with a transform of its own, which would be dropped without a word.
+
+    Other formats (`with_format("torch")`, ...) only change how rows are shown, and are fine.
+
+    Args:
+        dataset (`datasets.Dataset`): Any.
+        what (`str`): What to call it in the error.
+    """
+    if dataset.format["type"] == "custom":
+        raise ValueError(
+            f"Expected images as they are stored, but {what} have a transform (`with_transform` or `set_transform`), "
+            "which is not used here. Apply it with `dataset.map`, or leave it out (`dataset.with_format(None)`) and "
+            "pass `augmentation=` to `ContinualTrainingArguments` or a `processing_class` to `ContinualTrainer`."
+        )
 
 
 def class_names(datasets: list[Dataset], column: str) -> list[str]:
@@ -106,6 +127,8 @@ def stratified_split(
 ) -> tuple[Dataset, Dataset]:
     """Split a dataset into training and evaluation, the same share of every stratum to each.
 
+    What is held out of a stratum depends on the seed and its own rows only.
+
     Args:
         dataset (`datasets.Dataset`): Any.
         columns (`Sequence[str]`): `ClassLabel` columns; images that agree in all of them form a stratum.
@@ -113,31 +136,14 @@ def stratified_split(
         seed (`int`): Seed of what is held out.
     """
     keys = np.stack([label_array(dataset, column) for column in columns], axis=1)  # (N, columns)
-    strata = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)  # (N,)
-    generator = np.random.RandomState(seed)
+    found, strata = np.unique(keys, axis=0, return_inverse=True)  # (S, columns), (N,)
+    strata = strata.reshape(-1)
     held_out = np.zeros(len(strata), dtype=bool)
-    for stratum in np.unique(strata):
-        rows = generator.permutation(np.flatnonzero(strata == stratum))
+    for number, key in enumerate(found.tolist()):
+        generator = np.random.RandomState([seed, *key])  # its own: a row less leaves other strata as they are
+        rows = generator.permutation(np.flatnonzero(strata == number))
         held_out[rows[: min(max(round(eval_fraction * len(rows)), 1), len(rows) - 1)]] = True
     return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
-
-
-def refuse_transform(dataset: Dataset, what: str) -> None:
-    """Refuse a dataset with a transform of its own, which would not be applied.
-
-    Args:
-        dataset (`datasets.Dataset`): Any.
-        what (`str`): What to call it in the error.
-
-    Raises:
-        ValueError: If `with_transform` or `set_transform` gave it one.
-    """
-    if dataset.format["type"] == "custom":
-        raise ValueError(
-            f"Expected {what} without a transform, got a dataset with one (`with_transform`), which the trainer would "
-            "not apply: it reads, resizes and augments images itself. Apply it with `dataset.map(...)`, or drop it "
-            "with `dataset.with_format(None)` and pass `augmentation=` or a `processing_class`."
-        )
 
 
 def hub_source(dataset: Dataset) -> dict[str, str] | None:

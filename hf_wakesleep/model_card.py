@@ -107,7 +107,18 @@ def collect_facts(
 
 def render_model_card(facts: CardFacts) -> str:
     """Return the card: metadata in YAML, then Markdown. The same facts give the same bytes."""
-    return _fold(_template().render(facts=facts, metadata=_metadata(facts)))
+    return _fold(_template().render(facts=facts, metadata=_metadata(facts), unknown=_unknown(facts.history)))
+
+
+def _unknown(history: dict) -> dict[str, int]:
+    """Return of how many classes and tasks the accuracy is unknown at this stage."""
+    if not history["records"]:
+        return {"classes": 0, "tasks": 0}
+    records, last = history["records"], history["records"][-1]
+    missing = [record for record, value in zip(records, last["accuracy"], strict=True) if _rounded(value) is None]
+    counted = last.get("num_unevaluated", -1)  # not in what earlier versions wrote
+    classes = sum(len(record["new_classes"]) for record in missing) if counted < 0 else counted
+    return {"classes": classes, "tasks": len(missing)}
 
 
 def _model_facts(model: WakeSleepForImageClassification) -> dict:
@@ -191,7 +202,11 @@ def _results(facts: CardFacts) -> list[EvalResult]:
         (f"task-{number:02d}", {"classes": record["classes"]}, "accuracy", history["accuracy_matrix"][-1][number - 1])
         for number, record in enumerate(records, start=1)
     ]
-    rows += [("all-tasks", None, name, history[name][-1]) for name in AVERAGES if rows]
+    matrix, unknown = history["accuracy_matrix"], _unknown(history)
+    known = AVERAGES if not any(unknown.values()) else ()  # a mean over some tasks is none over all
+    if any(_rounded(value) is None for row in matrix for value in row):
+        known = [name for name in known if name in ("average_accuracy", "pooled_accuracy")]
+    rows += [("all-tasks", None, name, history[name][-1]) for name in known if rows]
     return [
         EvalResult(
             task_type="image-classification",

@@ -30,23 +30,40 @@ def save_history_plot(history: History, folder: str | Path) -> None:
     write_whole(Path(folder) / HISTORY_PLOT_NAME, picture.getvalue())
 
 
-def plot_synapses(parts: dict[str, float]) -> Figure:
-    """Return a figure with the share of each part of the network that is frozen."""
-    figure = Figure(figsize=(7, 1.2 + 0.25 * len(parts)), layout="constrained")
+def plot_synapses(parts: dict[str, float], entries: dict[str, int]) -> Figure:
+    """Return a figure with the share of each part of the network that is frozen, and how many weights that is.
+
+    A sleep freezes the same share of every parameter, rounded down, so after the first one the shares are nearly
+    equal; later they differ by how much of what mattered was frozen already.
+
+    Args:
+        parts (`dict[str, float]`): Share of each part that is frozen.
+        entries (`dict[str, int]`): Number of weights of each part.
+    """
+    figure = Figure(figsize=(8, 1.2 + 0.25 * len(parts)), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(list(parts), [100 * share for share in parts.values()])
-    axes.bar_label(bars, fmt="%.1f", padding=3)
+    labels = [
+        f"{100 * share:.2f} ({round(share * entries[part]):,} of {entries[part]:,})" for part, share in parts.items()
+    ]
+    axes.bar_label(bars, labels, padding=3)
     axes.invert_yaxis()
-    axes.set(title="frozen", xlabel="% of the weights of a part", xlim=(0, 108))
+    axes.set(title="frozen", xlabel="% of the weights of a part", xlim=(0, 1.6 * max(100 * max(parts.values()), 1)))
     return figure
 
 
-def save_synapses_plot(history: History, folder: str | Path) -> None:
-    """Write `synapses.png`, whole or not at all, if the last sleep left anything frozen."""
+def save_synapses_plot(history: History, folder: str | Path, entries: dict[str, int]) -> None:
+    """Write `synapses.png`, whole or not at all, if the network has masks.
+
+    Args:
+        history ([`History`]): Holds the report of the last sleep.
+        folder (`str` or `Path`): Where.
+        entries (`dict[str, int]`): Number of weights of each part of the network.
+    """
     parts = history.records[-1].sleep.get("frozen")
     if parts:
         picture = io.BytesIO()
-        plot_synapses(parts).savefig(picture, format="png", dpi=110)
+        plot_synapses(parts, entries).savefig(picture, format="png", dpi=110)
         write_whole(Path(folder) / SYNAPSES_PLOT_NAME, picture.getvalue())
 
 

@@ -6,7 +6,7 @@ from numbers import Integral, Real
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from .labels import class_names, find_column, label_array, labelled_images, stratified_split
+from .labels import class_names, find_column, label_array, labelled_images, refuse_transform, stratified_split
 
 EVAL_SPLITS = ("test", "validation", "valid", "val", "eval")
 
@@ -16,7 +16,7 @@ def as_splits(dataset: Dataset | DatasetDict) -> dict[str, Dataset]:
 
     Raises:
         TypeError: If it is no `Dataset` or `DatasetDict`, or a streaming one.
-        ValueError: If there is no training split.
+        ValueError: If there is no training split, or a split has a transform.
     """
     if isinstance(dataset, Dataset):
         dataset = {"train": dataset}
@@ -30,7 +30,7 @@ def as_splits(dataset: Dataset | DatasetDict) -> dict[str, Dataset]:
 
 
 def check_splits(splits: Mapping[str, Dataset]) -> None:
-    """Raise a `TypeError` for anything but splits of datasets that are at hand."""
+    """Raise a `TypeError` for anything but splits of datasets that are at hand, a `ValueError` for a transform."""
     if isinstance(splits, Mapping):
         wrong = [type(split).__name__ for split in splits.values() if not isinstance(split, Dataset)]
     else:
@@ -40,6 +40,8 @@ def check_splits(splits: Mapping[str, Dataset]) -> None:
             f"Expected a `datasets.Dataset` or `DatasetDict`, got {wrong[0]}. Load it with "
             "`datasets.load_dataset(...)`; a streaming dataset must be materialised first."
         )
+    for name, split in splits.items():
+        refuse_transform(split, f"the images of the split {name!r}")
 
 
 def check_held_out(eval_fraction: float, seed: int | None) -> None:

@@ -18,6 +18,7 @@ from .memory import SemiParametricMemory
 from .model_card import collect_facts, render_model_card
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .plots import HISTORY_PLOT_NAME, SYNAPSES_PLOT_NAME, save_history_plot, save_synapses_plot
+from .synapses import count_parts
 from .training_args import ContinualTrainingArguments
 
 MEMORY_FOLDER, CARD_NAME = "memory", "README.md"
@@ -66,7 +67,7 @@ class Stage:
         self.processor.save_pretrained(temporary)
         self.history.save(temporary)
         save_history_plot(self.history, temporary)
-        save_synapses_plot(self.history, temporary)
+        save_synapses_plot(self.history, temporary, count_parts(self.model))
         facts = collect_facts(self.model, self.history, self.memory, repo_id=self.repo_id)
         (temporary / CARD_NAME).write_text(render_model_card(facts), encoding="utf-8")
         if self.memory is not None:

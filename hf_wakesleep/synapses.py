@@ -63,11 +63,10 @@ class Synapses:
 
     def shares(self, model: torch.nn.Module) -> tuple[float, dict[str, float]]:
         """Return which share of all entries is frozen, and which of those of each part of the network."""
-        frozen, total = {}, {}
-        for name, count in count_entries(model).items():
+        frozen, total = {}, count_parts(model)
+        for name in count_entries(model):
             part = part_of(name)
             frozen[part] = frozen.get(part, 0) + int(np.unpackbits(self.bits[name].numpy()).sum())
-            total[part] = total.get(part, 0) + count
         return sum(frozen.values()) / sum(total.values()), {part: frozen[part] / total[part] for part in total}
 
     def check(self, model: torch.nn.Module) -> None:
@@ -163,6 +162,14 @@ def count_entries(model: torch.nn.Module, num_new: int = 0) -> dict[str, int]:
             if parameter.ndim:
                 entries[name] += num_new * parameter.shape[1:].numel()
     return entries
+
+
+def count_parts(model: torch.nn.Module) -> dict[str, int]:
+    """Return the number of entries of each part of a network, by the name of the part."""
+    total = {}
+    for name, count in count_entries(model).items():
+        total[part_of(name)] = total.get(part_of(name), 0) + count
+    return total
 
 
 def make_room(synapses: Synapses | None, entries: dict[str, int], fraction: float) -> Synapses | None:

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datasets
+from transformers.utils import logging
 
-from .labels import find_column, hub_source, label_array
+from .labels import find_column, hub_source, label_array, refuse_transform
 from .splits import (
     as_splits,
     check_held_out,
@@ -20,6 +21,8 @@ from .splits import (
     shorten,
     train_and_eval,
 )
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class TaskStream(Sequence):
         protocol (`dict`): How the stream was made (kind, seed, ...), JSON-able.
 
     Raises:
-        ValueError: If there is no task, or a task has no training or no evaluation image.
+        ValueError: If there is no task, or a task has no training or no evaluation image, other columns, or images
+            with a transform.
     """
 
     def __init__(self, tasks: Sequence[Task], protocol: dict):
@@ -77,6 +81,7 @@ class TaskStream(Sequence):
                         f"Every task needs images, but {task.name!r} (classes {shorten(task.classes)}) has no "
                         f"{split} image. Merge it with another task, or give it images."
                     )
+                _check_columns(dataset, f"the {split} images of {task.name!r}")
         self._tasks = tuple(tasks)
         self.protocol = protocol
 
@@ -120,6 +125,7 @@ class TaskStream(Sequence):
         seed: int = 0,
         image_column: str | None = None,
         label_column: str | None = None,
+        repeats: bool = False,
     ) -> "TaskStream":
         """Build a class-incremental stream from a `DatasetDict` with one split per task, in the order of the splits.
 
@@ -131,9 +137,11 @@ class TaskStream(Sequence):
             seed (`int`, defaults to 0): Seed of what is held out.
             image_column (`str`, *optional*): Found by its type if missing.
             label_column (`str`, *optional*): Found by its type and name if missing.
+            repeats (`bool`, defaults to `False`): Whether classes may come again, in a later split or after a stage
+                that knows them: as more images of them. A split is then known by its name.
 
         Raises:
-            ValueError: If names do not match, a task has no images, or a class comes again.
+            ValueError: If names do not match, a task has no images, or a class comes again without `repeats`.
         """
         check_held_out(eval_fraction, seed)
         for given in (splits, eval_splits or {}):
@@ -152,14 +160,18 @@ class TaskStream(Sequence):
             train, evaluation = train_and_eval(sources, columns, names, eval_fraction, seed, where=repr(name))
             classes = present_classes(train)
             again = [c for c in classes if c in known]
-            if again:
+            if again and not repeats:
                 raise ValueError(
                     f"Each class must belong to one split, but {shorten(again)} of {name!r} came before. Move its "
-                    "images into one split, or use DomainIncrementalStream for tasks that share classes."
+                    "images into one split, pass `repeats=True` to teach more images of it later, or use "
+                    "DomainIncrementalStream for tasks that share classes."
                 )
-            known += classes
-            tasks.append(Task(name, tuple(classes), tuple(classes), train, evaluation))
-        return cls(tasks, {"kind": "splits", "seed": _plain(seed), "dataset": hub_source(next(iter(splits.values())))})
+            new = [c for c in classes if c not in known]
+            known += new
+            tasks.append(Task(name, tuple(classes), tuple(new), train, evaluation))
+        _warn_of_empty_classes(names["label"], known)
+        kind = "splits with repeats" if repeats else "splits"
+        return cls(tasks, {"kind": kind, "seed": _plain(seed), "dataset": hub_source(next(iter(splits.values())))})
 
 
 class ClassIncrementalStream(TaskStream):
@@ -199,6 +211,12 @@ class ClassIncrementalStream(TaskStream):
         names = train.features["label"].names
         present = [names.index(name) for name in present_classes(train)]
         sizes = _task_sizes(len(present), num_tasks, classes_per_task)
+        _warn_of_empty_classes(names, [names[index] for index in present])
+        if classes_per_task is None and min(sizes) < max(sizes):
+            logger.warning(
+                f"{len(present)} classes cannot be spread evenly over {num_tasks} tasks, which have {sizes} classes. "
+                f"Pass another `num_tasks`, or `classes_per_task={sizes}` to say that this is what you want."
+            )
         order = range(len(present)) if seed is None else np.random.RandomState(seed).permutation(len(present))
         order = [present[position] for position in order]
         train_labels, eval_labels = label_array(train, "label"), label_array(evaluation, "label")
@@ -266,6 +284,7 @@ class DomainIncrementalStream(TaskStream):
             known += new
             check_trained(task_eval, known, where=f"the domain {domains[index]!r}, or of one before,")
             tasks.append(Task(domains[index], tuple(classes), tuple(new), task_train, task_eval))
+        _warn_of_empty_classes(names["label"], known)
         protocol = {
             "kind": "domain-incremental",
             "by": by,
@@ -273,6 +292,27 @@ class DomainIncrementalStream(TaskStream):
             "dataset": hub_source(splits["train"]),
         }
         super().__init__(tasks, protocol)
+
+
+def _check_columns(dataset: Dataset, what: str) -> None:
+    """Raise a `ValueError` unless a dataset is what a [`Task`] holds."""
+    refuse_transform(dataset, what)
+    for column, kind in (("image", Image), ("label", ClassLabel)):
+        if not isinstance(dataset.features.get(column), kind):
+            raise ValueError(
+                f"Expected a column {column!r} of type {kind.__name__} in {what}, found {dict(dataset.features)}. "
+                "Build the stream with `TaskStream.from_splits`, which finds and converts columns."
+            )
+
+
+def _warn_of_empty_classes(names: Sequence[str], trained: Sequence[str]) -> None:
+    """Say which classes of a `ClassLabel` have no training image."""
+    empty = [name for name in names if name not in set(trained)]
+    if empty:
+        logger.warning(
+            f"{len(empty)} of {len(names)} classes have no training image and are left out: {shorten(empty)}. Give "
+            "them images, or cast the labels to a `ClassLabel` without these names."
+        )
 
 
 def _plain(seed: int | None) -> int | None:

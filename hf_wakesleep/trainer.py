@@ -23,12 +23,13 @@ from .memory import SemiParametricMemory
 from .model_card import hyper_parameters
 from .modeling_wakesleep import WakeSleepForImageClassification
 from .processes import check_equal
-from .protocol import align_tasks, check_same_run, check_same_settings, make_protocol
+from .protocol import align_tasks, check_same_run, check_same_settings, is_same_run, make_protocol, tasks_of
 from .shards import check_whole
-from .stage import find_stages, initial_state, load_stage_state, stage_name
+from .stage import find_stages, initial_state, load_stage_state, stage_name, stage_number
 from .task_trainer import TaskTrainer
 from .tasks import TaskStream
 from .training_args import ContinualTrainingArguments
+from .written import drop_written
 
 
 class ContinualTrainer(TaskTrainer):
@@ -140,6 +141,7 @@ class ContinualTrainer(TaskTrainer):
             )
         if resume not in (None, False, True) and self.args.should_save:
             drop_later_checkpoints(checkpoints_of(output_dir, len(self.history)), checkpoint)
+        self._drop_stale(protocol)
         if self.memory is not None and (self.args.freeze_fraction or self.memory.synapses is not None):
             check_whole(self.accelerator)
         self.history.protocol, self.history.settings = protocol, self._settings
@@ -161,11 +163,16 @@ class ContinualTrainer(TaskTrainer):
         """Load the stage to go on from, if it is one of this run, and return the checkpoint after it."""
         stage, checkpoint = find_resume_point(self.args.output_dir, resume, len(self.history))
         check_equal(self.accelerator, {"the point to go on from": (stage, checkpoint)}, "before a run goes on")
-        for folder in (stage, None if checkpoint is None else checkpoint.parents[2]):
-            if folder is not None:
-                check_same_run(folder, History.load(folder).protocol, protocol)
+        num_done = len(self.history) if stage is None else stage_number(stage) + 1
+        if stage is not None:
+            check_same_run(stage, History.load(stage).protocol, protocol, num_done)
         if checkpoint is not None:
-            check_same_settings(checkpoint, History.load(checkpoint.parents[2]).settings, self._settings)
+            folder = checkpoint.parents[2]
+            advice = (
+                "" if stage is None else f", or go on from the stage before: `resume_from_checkpoint={str(stage)!r}`"
+            )
+            check_same_run(folder, History.load(folder).protocol, protocol, num_done + 1, advice)
+            check_same_settings(checkpoint, History.load(folder).settings, self._settings)
         if stage is not None:
             self._load_stage(stage)
         return checkpoint
@@ -175,6 +182,19 @@ class ContinualTrainer(TaskTrainer):
         """Hyper-parameters that differ from the defaults, as the history keeps them."""
         lora = {"lora_config": describe(self.lora_config)} if "lora" in self.args.plasticities else {}
         return hyper_parameters(self.args) | lora
+
+    def _drop_stale(self, protocol: dict) -> None:
+        """Drop what was kept or measured of tasks to come that have changed since."""
+        before, number = tasks_of(self.history.protocol), len(self.history)
+        for later, now in enumerate(tasks_of(protocol)[number:], start=number):
+            if before[later : later + 1] != [now]:
+                self.history.untrained.pop(stage_name(later), None)
+        output_dir = Path(self.args.output_dir)
+        if self.args.should_save and (output_dir / HISTORY_NAME).is_file():
+            is_stale = not is_same_run(History.load(output_dir).protocol, protocol, number + 1)
+            if is_stale:
+                drop_written(checkpoints_of(output_dir, number))
+        self.accelerator.wait_for_everyone()
 
     def _probe_untrained(self, output_dir: Path | None) -> dict[str, float]:
         """Return b[i] of forward transfer by stage; what an output folder of the same run holds is not done again."""

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging
 
-from .files import whole_folder
+from .files import remove_folder, whole_folder
 from .memory import SemiParametricMemory
 from .stage import MEMORY_FOLDER, load_memory
 from .stopwatch import Stopwatch
+
+logger = logging.get_logger(__name__)
 
 WRITTEN_FOLDER = "written"
 RECALL_NAME, LANDMARKS_NAME, SCORES_NAME = "recall.safetensors", "landmarks.safetensors", "scores.json"
@@ -55,3 +58,10 @@ class Written:
         landmarks = load_file(folder / LANDMARKS_NAME)["features"] if has_landmarks else None
         scores = json.loads((folder / SCORES_NAME).read_text())
         return cls(load_memory(folder), load_file(folder / RECALL_NAME), landmarks, scores)
+
+
+def drop_written(folder: Path) -> None:
+    """Remove what was kept of a task that has changed since, from among its checkpoints in a folder; say so."""
+    if (folder / WRITTEN_FOLDER).is_dir():
+        logger.warning(f"{folder / WRITTEN_FOLDER} is removed: the task has changed, and is written into memory anew.")
+        remove_folder(folder / WRITTEN_FOLDER)

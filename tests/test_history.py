@@ -94,8 +94,41 @@ def test_one_history_is_the_start_of_another():
 def test_the_table_shows_the_matrix_and_every_metric():
     table = make_history().table()
     assert "50.0    60.0    90.0" in table
+    assert "unknown" not in table
     for name in ("pooled accuracy", "forgetting", "memory total (bytes)", "wake seconds"):
         assert name in table
+
+
+def test_the_table_says_what_is_unknown():
+    history = make_history(rows=((0.9,), (math.nan, 1.0)))
+    lines = history.table().splitlines()
+    assert lines[0].endswith("– is unknown, for want of evaluation images, and left out of means")
+    assert lines[3].split() == ["task-02", "–", "100.0", "100.0", "100.0"]
+    assert "Accuracy is unknown for 1 of 2 classes and 1 of 2 tasks; these numbers are of the others:" in lines
+    assert history.summary()["known_tasks"] == 1
+    assert not [line for line in lines if "nan" in line or "known tasks" in line]
+    assert "known_tasks" not in history.to_dict()
+
+
+def test_accuracy_is_pooled_over_the_images_that_were_evaluated(tmp_path):
+    history = make_history(rows=((0.9,), (0.5, 1.0)))
+    history.records[1].evaluated_images, history.records[1].num_unevaluated = [30, 10], 1
+    assert history.summary()["pooled_accuracy"] == pytest.approx(25 / 40)
+    assert history.summary(1)["pooled_accuracy"] == pytest.approx(0.9)
+    history.save(tmp_path)
+    assert History.from_pretrained(str(tmp_path)).to_dict() == history.to_dict()
+    assert "unknown for 1 of 2 classes and 0 of 2 tasks" in history.table()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"evaluated_images": [1]}, {"evaluated_images": [-1, 2]}, {"num_unevaluated": 0.5}]
+)
+def test_numbers_of_images_that_no_run_writes_are_refused(changes):
+    record = make_history(rows=((0.9,), (0.5, 1.0))).records[1]
+    record.check(2)
+    vars(record).update(changes)
+    with pytest.raises(ValueError, match=f"got others in .*{next(iter(changes))}"):
+        record.check(2)
 
 
 def test_the_picture_shows_matrix_curves_and_memory(tmp_path):

@@ -1,7 +1,12 @@
 """Reading images: modes, sizes, and errors that name the image."""
 
+import functools
 import io
+import threading
+import zipfile
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -105,3 +110,86 @@ def test_an_unreadable_image_in_a_dataset_is_named_by_row_and_dataset():
     assert images[0]["label"] == 0
     with pytest.raises(ValueError, match="image 1 of my images cannot be read"):
         images[1]
+
+
+def test_an_unreadable_image_is_named_by_its_path_where_it_has_one():
+    for cell in ({"bytes": None, "path": "/data/cats/7.jpg"}, {"bytes": b"broken", "path": "/data/cats/7.jpg"}):
+        with pytest.raises(ValueError, match=r"image 3 of 'train' cannot be read \('/data/cats/7.jpg': "):
+            open_image(cell, "image 3 of 'train'")
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """Return the path of a zip archive of `cats/7.png`, a red image of 4 x 3 pixels, and `cats/8.png`, no image."""
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as file:
+        file.writestr("cats/7.png", encoded(Image.new("RGB", (4, 3), (255, 0, 0)))["bytes"])
+        file.writestr("cats/8.png", b"broken")
+    return tmp_path / "images.zip"
+
+
+def test_images_in_archives_are_read_as_datasets_reads_them(archive, tmp_path):
+    Image.new("RGB", (4, 3), (0, 255, 0)).save(tmp_path / "green.png")
+    paths = [f"zip://cats/7.png::{archive}", str(tmp_path / "green.png")]
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a"])})
+    dataset = Dataset.from_dict({"image": paths, "label": [0, 0]}, features=features)
+    images = TaskImages(dataset, {"a": 0}, "some images")
+    for row, image in enumerate(dataset["image"]):
+        assert np.array_equal(np.asarray(images[row]["image"]), np.asarray(image))
+
+
+def test_images_on_a_server_are_read(tmp_path):
+    Image.new("RGB", (4, 3), (0, 255, 0)).save(tmp_path / "green.png")
+    handler = functools.partial(QuietHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        image = open_image({"bytes": None, "path": f"{address}/green.png"}, "image 0")
+        with pytest.raises(ValueError, match=rf"image 1 cannot be read \('{address}/none.png': "):
+            open_image({"bytes": None, "path": f"{address}/none.png"}, "image 1")
+        server.shutdown()
+    assert np.asarray(image)[0, 0].tolist() == [0, 255, 0]
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "zip://cats/9.png::{archive}",
+        "zip://cats/8.png::{archive}",
+        "zip://a.png::{archive}.none",
+        "zip://a.png::{folder}/text",
+        "tar://a.png::{folder}/text",
+        "gzip://a.png::{folder}/text",
+        "nothing://a.png",
+        "http://127.0.0.1:1/a.png",
+        "http://[broken/a.png",
+        "http:///a.png",
+        "s3://bucket/a.png",
+        "hf://datasets/none",
+        "hf://datasets/me/none/a.png",
+    ],
+)
+def test_a_path_that_leads_nowhere_is_one_error_that_names_it(archive, tmp_path, monkeypatch, path):
+    monkeypatch.setattr(datasets.config, "STREAMING_OPEN_MAX_RETRIES", 1)
+    monkeypatch.setattr(datasets.config, "STREAMING_OPEN_RETRY_INTERVAL", 0)
+    (tmp_path / "text").write_text("no archive")
+    path = path.format(archive=archive, folder=tmp_path)
+    with pytest.raises(ValueError, match="image 3 of 'train' cannot be read") as error:
+        open_image({"bytes": None, "path": path}, "image 3 of 'train'")
+    assert path in str(error.value)
+
+
+def test_an_image_is_converted_to_the_mode_of_its_column_first():
+    features = Features({"image": ImageFeature(mode="L"), "label": ClassLabel(names=["a"])})
+    cell = encoded(Image.new("RGB", (4, 3), (255, 0, 0)))
+    dataset = Dataset.from_dict({"image": [cell], "label": [0]}, features=features)
+    assert np.asarray(TaskImages(dataset, {"a": 0}, "some images")[0]["image"])[0, 0].tolist() == [76, 76, 76]
+
+
+def test_a_column_that_is_not_to_be_decoded_is_read_all_the_same():
+    dataset = make_images([0], ["a"]).cast_column("image", ImageFeature(decode=False))
+    assert TaskImages(dataset, {"a": 0}, "some images")[0]["image"].mode == "RGB"

@@ -48,6 +48,7 @@ ORDER = [
     "evaluate_modules.continual_learning.accuracy_matrix",
     "metrics",
     "history",
+    "eval_sets",
     "plots",
     "training_args",
     "model_card",

@@ -5,7 +5,14 @@ import pytest
 from conftest import make_images
 from datasets import ClassLabel, Dataset, Features, Image, Sequence, Value
 
-from hf_wakesleep.labels import class_names, find_column, label_array, labelled_images, stratified_split
+from hf_wakesleep.labels import (
+    class_names,
+    find_column,
+    label_array,
+    labelled_images,
+    refuse_transform,
+    stratified_split,
+)
 
 
 def dataset_with(labels, feature) -> Dataset:
@@ -111,3 +118,33 @@ def test_a_split_is_stratified_disjoint_and_repeats_with_its_seed():
     assert np.bincount(label_array(evaluation, "label")).tolist() == [2, 4]
     assert stratified_split(dataset, ["label"], 0.2, seed=3)[0]["row"][:] == train["row"][:]
     assert stratified_split(dataset, ["label"], 0.2, seed=4)[0]["row"][:] != train["row"][:]
+
+
+def test_a_transform_is_refused_and_other_formats_are_not():
+    dataset = make_images([0, 1], ["a", "b"])
+    for changed in (dataset.with_transform(lambda batch: batch), dataset.with_transform(dict).select([0])):
+        with pytest.raises(ValueError, match=r"the images have a transform .*`dataset.map`.*`augmentation="):
+            refuse_transform(changed, "the images")
+    for shown in (dataset, dataset.with_format("torch"), dataset.with_format("numpy", columns=["label"])):
+        refuse_transform(shown, "the images")
+        assert label_array(as_classes(shown), "label").tolist() == [0, 1]
+
+
+def test_a_folder_of_one_class_is_told_how_to_get_its_label():
+    with pytest.raises(ValueError, match="`drop_labels=False`"):
+        find_column(make_images([0], ["a"]).remove_columns("label"), "label", None)
+    with pytest.raises(ValueError, match="Pass `label_column=`") as error:
+        find_column(
+            make_images([0], ["a"]).rename_column("label", "kind").cast_column("kind", Value("int64")), "label", None
+        )
+    assert "drop_labels" not in str(error.value)
+
+
+def test_a_row_less_in_one_class_leaves_what_is_held_out_of_the_others():
+    labels = np.random.default_rng(0).integers(0, 3, 60).tolist()
+    dataset = make_images(labels, ["a", "b", "c"]).add_column("row", list(range(60)))
+    less = dataset.select([row for row in range(60) if row != labels.index(0)])
+    pairs = zip(stratified_split(dataset, ["label"], 0.2, 3), stratified_split(less, ["label"], 0.2, 3), strict=True)
+    for whole, part in pairs:
+        rows = [[row for row, label in zip(one["row"], one["label"], strict=True) if label] for one in (whole, part)]
+        assert rows[0] == rows[1]

@@ -70,6 +70,8 @@ def test_what_was_not_measured_is_left_out_of_means():
     assert metrics.backward_transfer(matrix) == pytest.approx(-0.2)
     assert metrics.pooled_accuracy(matrix, [10, 10, 30]) == pytest.approx((6 + 27) / 40)
     assert math.isnan(metrics.average_accuracy([[NAN]]))
+    assert metrics.known_tasks(matrix) == metrics.summarize(matrix)["known_tasks"] == 2
+    assert "known_tasks" not in metrics.summarize(MATRIX)
 
 
 def test_the_evaluate_module_loads_by_path_without_network_and_agrees():

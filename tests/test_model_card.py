@@ -166,11 +166,7 @@ def test_what_is_unknown_is_a_dash_and_no_result(make_facts):
     card = render_model_card(facts)
     assert not re.search(r"\b(nan|NaN|None|null)\b", card)
     assert "| task-03 | – | 85.0% | 90.0% | 87.5% | 87.5% |" in card
-    assert [result.dataset_config for result in ModelCard(card).data.eval_results][:3] == [
-        "task-02",
-        "task-03",
-        "all-tasks",
-    ]
+    assert [result.dataset_config for result in ModelCard(card).data.eval_results] == ["task-02", "task-03"]
     raw = facts.to_dict()
     raw["history"]["accuracy_matrix"][-1][0] = raw["history"]["records"][-1]["accuracy"][0] = math.nan
     assert render_model_card(CardFacts.from_dict(raw)) == card
@@ -179,7 +175,42 @@ def test_what_is_unknown_is_a_dash_and_no_result(make_facts):
 def test_where_no_accuracy_is_known_none_is_claimed(make_facts):
     card = render_model_card(make_facts([["cat"]], accuracy=[math.nan]))
     assert "| task-01 | – | – | – |" in card
-    assert [result.metric_type for result in ModelCard(card).data.eval_results] == ["forgetting"]
+    assert ModelCard(card).data.eval_results is None
+    assert "Its accuracy is **unknown**, for want of evaluation images." in card
+
+
+def test_the_headline_says_for_how_many_classes_accuracy_is_unknown(make_facts):
+    classes = [[f"class {number}" for number in range(25)], ["cat", "dog", "owl"]]
+    card = render_model_card(make_facts(classes, accuracy=[math.nan, 1.0]))
+    assert "classifier for **28 classes**, taught in **2 tasks**, one after another. Its accuracy is" in card
+    assert "**100.0% on 3 classes**, and **unknown for 25 of 28 classes**, for want of evaluation images. It" in card
+    assert "| pooled accuracy | 100.0% | over the evaluation images of all tasks, as far as known: 3 of 28" in card
+    assert "classes, 1 of 2 tasks |" in card
+    assert "forgetting **" not in card
+    assert [result.dataset_config for result in ModelCard(card).data.eval_results] == ["task-02"]
+
+
+def test_classes_without_evaluation_images_are_counted_within_tasks(make_facts):
+    facts = make_facts([["cat", "dog"], ["owl"]])
+    records = [{**record, "num_unevaluated": 1} for record in facts.history["records"]]
+    card = render_model_card(replace(facts, history={**facts.history, "records": records}))
+    assert "% on 2 classes**, and **unknown for 1 of 3 classes**" in card
+    assert "all-tasks" not in {result.dataset_config for result in ModelCard(card).data.eval_results}
+
+
+def test_domains_without_evaluation_images_are_counted_as_tasks(make_facts):
+    facts = make_facts([["cat", "dog"], ["owl"]], accuracy=[math.nan, 0.5])
+    records = [{**record, "num_unevaluated": 0} for record in facts.history["records"]]
+    card = render_model_card(replace(facts, history={**facts.history, "records": records}))
+    assert "**50.0%** over the evaluation images of 1 of these tasks, and **unknown for 1 of 2 tasks**" in card
+
+
+def test_means_over_all_stages_need_all_of_them(make_facts):
+    facts = make_facts([["cat"], ["dog"], ["owl"]])
+    matrix = [[0.9], [math.nan, 0.8], [0.7, 0.6, 0.5]]
+    card = render_model_card(replace(facts, history={**facts.history, "accuracy_matrix": matrix}))
+    results = [(result.dataset_config, result.metric_name) for result in ModelCard(card).data.eval_results]
+    assert results[3:] == [("all-tasks", "average accuracy"), ("all-tasks", "pooled accuracy")]
 
 
 def test_no_zero_is_negative(make_facts):

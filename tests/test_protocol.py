@@ -1,6 +1,7 @@
 """What two runs must share, and which tasks are behind a history."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from hf_wakesleep import (
     SemiParametricMemory,
     TaskStream,
 )
-from hf_wakesleep.protocol import align_tasks, check_same_run, make_protocol
+from hf_wakesleep.protocol import align_tasks, check_same_run, is_same_run, make_protocol
 
 
 @pytest.fixture
@@ -87,3 +88,43 @@ def test_a_new_domain_of_known_classes_is_new_and_a_known_one_is_refused():
     changed = DomainIncrementalStream(make_images([0, 1] * 6, ["x", "y"]).add_column("domain", ["a"] * 12))
     with pytest.raises(ValueError, match=r"known already \(\['a'\]\)"):
         align_tasks(changed, history)
+
+
+def test_only_tasks_that_are_learned_must_be_the_same(make_model, make_args, stream):
+    there = make_protocol(make_model(), make_args(), stream, history_of(stream, 2), memory_of())
+    task = stream[2]
+    changed = replace(task, train_dataset=task.train_dataset.select(range(1, len(task.train_dataset))))
+    other = TaskStream([*stream[:2], changed, stream[3]], stream.protocol)
+    here = make_protocol(make_model(), make_args(), other, history_of(stream, 2), memory_of())
+    for count, is_same in ((0, True), (2, True), (3, False), (4, False)):
+        assert is_same_run(there, here, count) == is_same
+    check_same_run(Path("out"), there, here, 2)
+    with pytest.raises(ValueError, match=r"num_train is 4 there, 3 here.*, or so\.$"):
+        check_same_run(Path("out"), there, here, 3, ", or so")
+    assert not is_same_run(there, {**here, "seed": 5}, 0)
+    assert is_same_run({"stream": None}, {"stream": None}, 2)
+
+
+def test_the_dataset_is_named_only_where_all_tasks_came_from_it(make_model, make_args, stream):
+    def dataset_of(history, **protocol):
+        new = TaskStream(stream[2:], {**stream.protocol, **protocol})
+        return make_protocol(make_model(), make_args(), new, history, memory_of())["stream"]["dataset"]
+
+    things, others = ({"name": name, "revision": "1"} for name in ("me/things", "me/others"))
+    history = history_of(stream, 2)
+    history.protocol = {"stream": {"dataset": things}}
+    assert dataset_of(history, dataset=things) == things
+    assert dataset_of(history, dataset=others) is None
+    assert dataset_of(History(), dataset=others) == others
+
+
+def test_known_classes_come_again_in_a_stream_with_repeats_but_no_known_task(stream):
+    again = {"more": make_images([0, 1] * 5, ["class 1", "class 9"], seed=5)}
+    history = history_of(stream, 3)
+    with pytest.raises(ValueError, match=r"known already \(\['class 1'\]\).*repeats=True"):
+        align_tasks(TaskStream.from_splits(again), history)
+    new = TaskStream.from_splits(again, repeats=True)
+    assert align_tasks(new, history) == [None, None, None, *new]
+    known = TaskStream.from_splits({"task-02": again["more"]}, repeats=True)
+    with pytest.raises(ValueError, match=r"known already \(\['task-02'\]\)"):
+        align_tasks(known, history)

@@ -22,9 +22,10 @@ from hf_wakesleep import (
 )
 from hf_wakesleep.checkpoint import find_checkpoints
 from hf_wakesleep.digests_wakesleep import write_digests
+from hf_wakesleep.plots import plot_synapses
 from hf_wakesleep.replay import Replay
 from hf_wakesleep.shards import check_whole
-from hf_wakesleep.synapses import FrozenEntries, count_entries, part_of
+from hf_wakesleep.synapses import FrozenEntries, count_entries, count_parts, part_of
 
 FREEZING = {"freeze_fraction": 0.3, "importance_images": 12}
 
@@ -282,3 +283,13 @@ def test_a_model_in_shards_cannot_be_frozen(kind):
     with pytest.raises(ValueError, match="Expected a model that is whole on every process"):
         check_whole(SimpleNamespace(distributed_type=kind))
     check_whole(SimpleNamespace(distributed_type=DistributedType.MULTI_CPU))
+
+
+def test_every_row_of_the_picture_has_its_own_number(model):
+    _, parts = some(model).shares(model)
+    entries = count_parts(model)
+    assert sum(entries.values()) == sum(count_entries(model).values())
+    shown = [text.get_text() for text in plot_synapses(parts, entries).axes[0].texts]
+    assert len(set(shown)) == len(parts) == len(shown)
+    head = sum(int(mask.sum()) for name, mask in some(model).masks(model).items() if name.startswith("head"))
+    assert shown[list(parts).index("head")] == f"{100 * head / 99:.2f} ({head} of 99)"

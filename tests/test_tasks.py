@@ -1,6 +1,7 @@
 """Streams: every image in exactly one task, order by seed, no evaluation image in training."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -260,3 +261,53 @@ def test_a_task_holds_class_labels():
     assert isinstance(stream[0], Task)
     assert isinstance(stream[0].train_dataset.features["label"], ClassLabel)
     assert [task.name for task in stream[:1]] == ["task-01"]
+
+
+def test_a_transform_is_refused_wherever_a_stream_is_built():
+    plain = splits_of([2, 2])
+    changed = plain.with_transform(dict)
+    task = ClassIncrementalStream(plain, num_tasks=1)[0]
+    for build in (
+        lambda: ClassIncrementalStream(changed, num_tasks=2),
+        lambda: ClassIncrementalStream({"train": plain["train"], "test": changed["test"]}, num_tasks=2),
+        lambda: DomainIncrementalStream(changed["train"], by="label"),
+        lambda: TaskStream.from_splits(changed),
+        lambda: TaskStream.from_splits({"a": plain["train"]}, {"a": changed["test"]}),
+        lambda: TaskStream([replace(task, eval_dataset=task.eval_dataset.with_transform(dict))], {}),
+    ):
+        with pytest.raises(ValueError, match="have a transform"):
+            build()
+
+
+def test_a_task_of_other_columns_is_refused():
+    task = ClassIncrementalStream(splits_of([2, 2]), num_tasks=1)[0]
+    for column in ("image", "label"):
+        wrong = replace(task, train_dataset=task.train_dataset.rename_column(column, "other"))
+        with pytest.raises(ValueError, match=f"Expected a column '{column}' of type .* in the training images"):
+            TaskStream([wrong], {})
+
+
+def test_uneven_tasks_and_classes_without_images_are_said_and_can_be_silenced(caplog):
+    ClassIncrementalStream(splits_of([1] * 8), num_tasks=3)
+    assert "8 classes cannot be spread evenly over 3 tasks, which have [3, 3, 2] classes" in caplog.text
+    assert "`classes_per_task=[3, 3, 2]`" in caplog.text
+    caplog.clear()
+    ClassIncrementalStream(splits_of([1] * 8), classes_per_task=[3, 3, 2])
+    ClassIncrementalStream(splits_of([1] * 8), num_tasks=4)
+    assert caplog.text == ""
+    for build in (
+        lambda: ClassIncrementalStream(make_images([0, 1, 1, 0], NAMES[:3]), num_tasks=2),
+        lambda: DomainIncrementalStream(make_images([0, 1] * 4, NAMES[:3]).add_column("domain", ["a", "b"] * 4)),
+        lambda: TaskStream.from_splits({"a": make_images([0, 1] * 2, NAMES[:3])}),
+    ):
+        caplog.clear()
+        build()
+        assert "1 of 3 classes have no training image and are left out: ['class 2']" in caplog.text
+
+
+def test_classes_may_come_again_in_splits_with_repeats():
+    splits = {"a": make_images([0, 1] * 2, ["x", "y"]), "b": make_images([0, 1] * 2, ["y", "z"], seed=1)}
+    stream = TaskStream.from_splits(splits, repeats=True)
+    assert [(task.classes, task.new_classes) for task in stream] == [(("x", "y"),) * 2, (("y", "z"), ("z",))]
+    assert stream.classes == ("x", "y", "z")
+    assert stream.protocol["kind"] == "splits with repeats"

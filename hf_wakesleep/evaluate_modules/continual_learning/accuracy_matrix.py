@@ -2,7 +2,7 @@
 
 `matrix[t][i]` is the accuracy, 0 to 1, on task i after training on task t, both 0-based; row t has t + 1 entries.
 An entry is NaN where the evaluation images of an old task were not at hand. A mean leaves NaN out; a mean of nothing
-is NaN.
+is NaN, and where the last row has one, `known_tasks` says how many tasks are left.
 """
 
 import math
@@ -43,6 +43,7 @@ def summarize(
         "backward_transfer": backward_transfer(matrix),
         **forward,
         "learning_accuracy": learning_accuracy(matrix),
+        **({} if known_tasks(matrix) == len(matrix) else {"known_tasks": known_tasks(matrix)}),
     }
 
 
@@ -99,6 +100,11 @@ def forward_transfer(before: Sequence[float], untrained: Sequence[float]) -> flo
 def learning_accuracy(matrix: Matrix) -> float:
     """Mean over tasks of the accuracy on each just after it was trained: mean_i a[i][i]."""
     return mean([row[i] for i, row in enumerate(matrix)])
+
+
+def known_tasks(matrix: Matrix) -> int:
+    """Return the number of tasks whose accuracy after the last task is known: what means of that row are over."""
+    return sum(not math.isnan(value) for value in matrix[-1])
 
 
 def gap_to_joint(accuracy: float, joint_accuracy: float) -> float:

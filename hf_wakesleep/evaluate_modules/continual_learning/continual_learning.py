@@ -20,7 +20,8 @@ Args:
         `forward_transfer`.
 
 Returns:
-    `dict[str, float]`: The metrics by name.
+    `dict[str, float]`: The metrics by name. Entries of the matrix that are NaN are left out of means; where the last
+        row has one, `known_tasks` is the number of tasks that are left.
 
 Examples:
     >>> metric = evaluate.load("hf_wakesleep/evaluate_modules/continual_learning")
