@@ -30,7 +30,7 @@ def backbone_class(config: PreTrainedConfig):
     if config.model_type == "timm_wrapper" or type(config) in MODEL_MAPPING:
         return AutoModel
     name = type(config).__name__.removesuffix("Config") + "Model"
-    if name not in dir(transformers):
+    if name not in dir(transformers) or not name.endswith(("VisionModel", "ImageModel")):
         raise ValueError(
             f"Expected a `backbone_config` that AutoModel builds a network from, got {type(config).__name__}."
         )
@@ -230,10 +230,9 @@ def _check_patches(backbone: PreTrainedModel, image_size: int) -> None:
         is_stem = isinstance(module, nn.Conv2d) and module.in_channels == 3 and module.padding in ("valid", (0, 0))
         side = module.kernel_size[0] if is_stem and module.kernel_size == module.stride else 1
         if image_size % side:
-            below = image_size // side * side
             raise ValueError(
                 f"`image_size` must be a multiple of the backbone's patches of {side} pixels, got {image_size}. Take "
-                f"{below or side} or {below + side}."
+                f"{(image_size // side + 1) * side}."
             )
 
 

@@ -92,14 +92,13 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
         super().__init__(config)
         self.backbone = build_backbone(config.backbone_config) if backbone is None else backbone
         self.trains_backbone = True
-        disarm_caches(self.backbone)
         self._settle_features()
         if config.pooling != "pooler":
             drop_pooler(self.backbone)
         self._call_backbone = make_call(self.backbone, config.image_size, config.pooling)
-        self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
         self.head = SemiParametricHead(config, config.feature_dim)
         self.post_init()
+        disarm_caches(self.backbone)
 
     def _settle_features(self) -> None:
         """Write into the configuration how an image becomes a feature, and how wide that is."""
@@ -280,6 +279,7 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
     def train(self, mode: bool = True) -> "WakeSleepForImageClassification":
         """Set the mode as `nn.Module.train` does; running statistics of a backbone that is not trained stay."""
         super().train(mode)
+        disarm_caches(self.backbone)  # loading makes new ones
         if not self.trains_backbone:
             hold_running_statistics(self.backbone)
         return self
@@ -337,6 +337,11 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
         return output if return_dict in (None, True) else output.to_tuple()
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
+        if enable and not self.backbone.supports_gradient_checkpointing:
+            raise ValueError(
+                "`gradient_checkpointing` needs a backbone that supports it, but "
+                f"{self.config.backbone_config.model_type!r} does not. Leave it out."
+            )
         self.backbone._set_gradient_checkpointing(enable, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:

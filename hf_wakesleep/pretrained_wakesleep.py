@@ -18,6 +18,13 @@ from .configuration_wakesleep import WakeSleepConfig, vision_part
 
 UNUSED = ("mask_token", "num_batches_tracked")  # how names of weights end that features do not depend on
 
+_TOWER = r"^(model\.)?(vision_model|image_model|vision_tower)\.(vision_model\.)?"
+KEY_MAPPINGS = (  # from names of weights in a file that holds several towers to those of the one that looks at images
+    None,
+    {_TOWER: ""},
+    {_TOWER + r"encoder\.layer\.": "encoder.layers.", _TOWER: ""},  # AltCLIP, as transformers 5 writes it
+)
+
 
 @dataclass(frozen=True)
 class PretrainedBackbone:
@@ -61,20 +68,16 @@ class PretrainedBackbone:
             OSError: If there is no such backbone, or no file of weights that is no pickle.
             ValueError: If it is no backbone, weights are missing, or it does not say what images it takes.
         """
+        given = {"image_size": image_size, "image_mean": image_mean, "image_std": image_std}
         config = _load_config(name_or_path, download)
         if config.model_type == "timm_wrapper":
             own = _timm_images(config)
             model_args = _timm_args(config, image_size, own["image_size"]) | (kwargs.pop("model_args", None) or {})
             kwargs = {**kwargs, "model_args": model_args} if model_args else kwargs
         else:
-            given = {"image_size": image_size, "image_mean": image_mean, "image_std": image_std}
             own = _transformers_images(name_or_path, config, given, download)
             kwargs["config"] = config
-        images = {
-            "image_size": image_size or own["image_size"],
-            "image_mean": image_mean or own["image_mean"],
-            "image_std": image_std or own["image_std"],
-        }
+        images = {name: own[name] if value is None else value for name, value in given.items()}
         if None in images.values():
             lacking = [name for name, value in images.items() if value is None]
             raise ValueError(
@@ -89,7 +92,8 @@ def _load_config(name_or_path: str, download: dict) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(name_or_path, **download)
     except OSError as error:
         raise OSError(
-            f"Expected the Hub name or the folder of a backbone, got {str(name_or_path)!r} ({first_line(error)})."
+            f"Expected the Hub name or the folder of a backbone, got {str(name_or_path)!r}, which is neither "
+            f"({first_line(error)})."
         ) from error
     except FAULTS as error:
         raise ValueError(
@@ -107,9 +111,14 @@ def _load_network(
     name_or_path: str, config: PreTrainedConfig, image_size: int, kwargs: dict
 ) -> tuple[PreTrainedModel, str | None]:
     """Return a backbone, and the pooling that is left where the weights of its own pooler are missing."""
-    kwargs = {"dtype": torch.float32, "use_safetensors": True, **kwargs, "output_loading_info": True}
+    kwargs = {"dtype": torch.float32, "use_safetensors": True, **kwargs}
+    kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        network, info = backbone_class(config).from_pretrained(name_or_path, **kwargs)
+        for key_mapping in KEY_MAPPINGS if "config" in kwargs else KEY_MAPPINGS[:1]:
+            names = {} if key_mapping is None else {"key_mapping": key_mapping}
+            network, info = backbone_class(config).from_pretrained(name_or_path, **kwargs, **names)
+            if not _lost(info):
+                break
     except OSError as error:
         raise OSError(
             f"Expected weights of a backbone in {name_or_path}, in safetensors files ({first_line(error)})."
@@ -119,14 +128,26 @@ def _load_network(
             f"Expected a backbone for images of {image_size} pixels in {name_or_path}, but it cannot be loaded "
             f"({first_line(error)}). Choose another one, or another `image_size`."
         ) from error
-    missing = sorted(name for name in info["missing_keys"] if not name.endswith(UNUSED))
-    lost = [name for name in missing if name.split(".")[0] not in POOLERS]
-    if lost:
+    if info["mismatched_keys"]:
+        raise ValueError(
+            f"Expected weights of a {type(network).__name__} for an `image_size` of {image_size} in {name_or_path}, "
+            f"but some have other shapes, such as {min(map(str, info['mismatched_keys']))}. Leave `image_size` out."
+        )
+    if lost := _lost(info):
         raise ValueError(
             f"Expected all weights of a {type(network).__name__} in {name_or_path}, but {len(lost)} are not there, "
             f"such as {lost[:3]}. Choose another backbone."
         )
-    return network, pooling_without_pooler(network) if missing else None
+    return network, pooling_without_pooler(network) if _missing(info) else None
+
+
+def _missing(info: dict) -> list[str]:
+    return sorted(name for name in info["missing_keys"] if not name.endswith(UNUSED))
+
+
+def _lost(info: dict) -> list[str]:
+    """Return which weights are missing that no choice of pooling can do without."""
+    return [name for name in _missing(info) if name.split(".")[0] not in POOLERS]
 
 
 def _transformers_images(name_or_path: str, config: PreTrainedConfig, given: dict, download: dict) -> dict:

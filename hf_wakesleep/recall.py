@@ -67,6 +67,7 @@ def update_recall(
         model.config.recall_weight = args.recall_weight
     if is_recomputed:
         recall.update(features, labels)
+        recall.refresh()
     return accuracy
 
 

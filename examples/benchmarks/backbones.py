@@ -165,7 +165,6 @@ TIMM = {  # architecture: arguments that make it small
     "swiftformer_xs": {},
     "shvit_s1": {},
     "nf_resnet26": {},
-    "bat_resnext26ts": {},
     "twins_svt_small": {"img_size": 64},
     "vgg11_bn": {},
 }  # fmt: skip
@@ -183,13 +182,18 @@ class Row:
     outcome: str = "exact"
 
 
-def configurations() -> dict[str, PreTrainedConfig]:
-    """Return the configurations of all backbones by name."""
-    ours = {name: AutoConfig.for_model(name, **fields) for name, fields in TRANSFORMERS.items()}
-    return ours | {
-        f"timm {name}": TimmWrapperConfig(architecture=name, model_args=args, num_labels=0)
-        for name, args in TIMM.items()
-    }
+def configurations(words: list[str] | None = None) -> dict[str, PreTrainedConfig]:
+    """Return the configurations of all backbones by name, or of those whose names hold one of some words."""
+    found = {}
+    for name in [*TRANSFORMERS, *(f"timm {architecture}" for architecture in TIMM)]:
+        if words and not any(word in name for word in words):
+            continue
+        if name in TRANSFORMERS:
+            found[name] = AutoConfig.for_model(name, **TRANSFORMERS[name])
+        else:
+            architecture = name.removeprefix("timm ")
+            found[name] = TimmWrapperConfig(architecture=architecture, model_args=TIMM[architecture], num_labels=0)
+    return found
 
 
 def side_of(backbone: PreTrainedConfig) -> int:
@@ -292,14 +296,13 @@ def main() -> None:
     """Try all backbones, or those whose names hold one of the words given, and print the table."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    words, rows = sys.argv[1:], []
-    for name, backbone in configurations().items():
-        if not words or any(word in name for word in words):
-            print(f"{name} ...", file=sys.stderr)
-            try:
-                rows.append(try_backbone(name, backbone))
-            except (AssertionError, RuntimeError, TypeError, AttributeError, LookupError) as error:
-                rows.append(Row(name, outcome=f"FAILED: {type(error).__name__}: {error}"))
+    rows = []
+    for name, backbone in configurations(sys.argv[1:]).items():
+        print(f"{name} ...", file=sys.stderr)
+        try:
+            rows.append(try_backbone(name, backbone))
+        except (AssertionError, RuntimeError, TypeError, AttributeError, LookupError) as error:
+            rows.append(Row(name, outcome=f"FAILED: {type(error).__name__}: {error}"))
     print(table(rows))
     sys.exit(any(row.outcome.startswith("FAILED") for row in rows))
 
