@@ -10,6 +10,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 POOLINGS = ("pooler", "cls", "mean")
 CLASSIFIERS = ("linear", "cosine")
+VISION_PARTS = ("vision_config", "image_config")  # of the configuration of a model with several towers
 
 # A configuration comes from strangers, and a model is built from it before its weights are looked at.
 MAX_CLASSES = 100_000
@@ -32,11 +33,14 @@ class WakeSleepConfig(PreTrainedConfig):
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
             Configuration of the backbone, any that `AutoModel.from_config` accepts (a transformers ViT, or
-            `TimmWrapperConfig` for timm). Defaults to `ViTConfig()`.
+            `TimmWrapperConfig` for timm). Of a model with two towers, such as CLIP, its vision part is taken. Defaults
+            to `ViTConfig()`.
         backbone_revision (`str`, *optional*): Commit of the pretrained backbone on the Hub, for the record.
-        pooling (`str`, defaults to `"cls"`):
-            How tokens become one feature: `"cls"` (first token), `"mean"` (of all tokens) or `"pooler"` (the
-            backbone's own `pooler_output`, the right one for timm).
+        pooling (`str`, *optional*):
+            How an image becomes one feature: `"cls"` (the class token), `"mean"` (of all tokens, or over a feature
+            map) or `"pooler"` (the backbone's own `pooler_output`). Chosen from the backbone, when a model is built,
+            if missing.
+        feature_dim (`int`, *optional*): Width D of that feature; found when a model is built.
         classifier (`str`, defaults to `"linear"`): `"linear"` or `"cosine"` (normalised features and weights).
         recall_weight (`float`, defaults to 0.5): Weight of recall in the mix of the two softmaxes, 0 to 1.
         recall_shrinkage (`float`, defaults to 0.3): Shrinkage e of recall's covariance to a multiple of I, in (0, 1].
@@ -53,11 +57,12 @@ class WakeSleepConfig(PreTrainedConfig):
     sub_configs = {"backbone_config": AutoConfig}
     keys_to_ignore_at_inference = ["classifier_logits", "recall_logits", "features"]
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917
         self,
         backbone_config=None,
         backbone_revision=None,
-        pooling="cls",
+        pooling=None,
+        feature_dim=None,
         classifier="linear",
         recall_weight=0.5,
         recall_shrinkage=0.3,
@@ -74,9 +79,10 @@ class WakeSleepConfig(PreTrainedConfig):
         _check_fields(kwargs, PreTrainedConfig, "the configuration")
         if kwargs.pop("model_type", self.model_type) != self.model_type:
             raise ValueError(f"Expected a configuration of the type {self.model_type!r}, got another.")
-        self.backbone_config = backbone_config
+        self.backbone_config = vision_part(backbone_config)
         self.backbone_revision = backbone_revision
         self.pooling = pooling
+        self.feature_dim = feature_dim
         self.classifier = classifier
         self.recall_weight = recall_weight
         self.recall_shrinkage = recall_shrinkage
@@ -98,8 +104,10 @@ class WakeSleepConfig(PreTrainedConfig):
             ) from error
 
     def _check(self):
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"`pooling` must be one of {POOLINGS}, got {self.pooling!r}.")
+        if self.pooling is not None and self.pooling not in POOLINGS:
+            raise ValueError(f"`pooling` must be one of {POOLINGS} or None, got {self.pooling!r}.")
+        if self.feature_dim is not None and not (_is_whole(self.feature_dim) and 1 <= self.feature_dim <= MAX_WIDTH):
+            raise ValueError(f"`feature_dim` must be 1 to {MAX_WIDTH:,} or None, got {self.feature_dim!r}.")
         if self.classifier not in CLASSIFIERS:
             raise ValueError(f"`classifier` must be one of {CLASSIFIERS}, got {self.classifier!r}.")
         if not (_is_number(self.recall_weight) and 0 <= self.recall_weight <= 1):
@@ -115,8 +123,9 @@ class WakeSleepConfig(PreTrainedConfig):
             )
 
     def to_diff_dict(self) -> dict:
-        """Return what differs from the defaults, and always the classes, even `LABEL_0, LABEL_1`."""
-        return {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
+        """Return what differs from the defaults, and always the classes and how an image becomes a feature."""
+        always = ("id2label", "label2id", "pooling", "feature_dim")
+        return {**super().to_diff_dict(), **{name: getattr(self, name) for name in always}}
 
     @property
     def classes(self) -> list[str]:
@@ -142,6 +151,24 @@ class WakeSleepConfig(PreTrainedConfig):
         check_class_names([*known, *names])
         self.id2label = dict(enumerate(known + list(names)))
         self.label2id = {name: index for index, name in self.id2label.items()}
+
+
+def vision_part(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the configuration of the tower that looks at images; of a model with one tower, its own.
+
+    Raises:
+        ValueError: If it has no such tower, or one that transformers does not build alone.
+    """
+    parts = type(config).sub_configs
+    if not {"text_config", *VISION_PARTS} & set(parts):
+        return config
+    tower = next((getattr(config, name) for name in VISION_PARTS if name in parts), None)
+    if not isinstance(tower, PreTrainedConfig) or tower.model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"`backbone_config` must have a part that looks at images, got {type(config).__name__} with "
+            f"{sorted(parts)}. Choose a model for images."
+        )
+    return vision_part(tower)
 
 
 def check_class_names(names: Sequence[str]) -> None:
@@ -205,6 +232,13 @@ def _check_fields(fields: dict, config_class: type, where: str) -> None:
     methods = [name for name in fields if name in dir(config_class) and callable(getattr(config_class, name))]
     if methods:
         raise ValueError(f"Expected fields in {where}, got the names of methods: {methods[:5]}. Leave them out.")
+    for name, value in fields.items():
+        if isinstance(value, dict) and "attn_implementation" in value:
+            _check_attention(value, f"{where} ({name})")
+    _check_attention(fields, where)
+
+
+def _check_attention(fields: dict, where: str) -> None:
     attention = fields.get("attn_implementation")
     if attention is not None and not (isinstance(attention, str) and "/" not in attention):
         raise ValueError(

@@ -41,6 +41,10 @@ class Recall(nn.Module):
     They do not depend on the order of the images beyond rounding. Source: streaming LDA (Hayes & Kanan 2020, arXiv
     1909.01520), with shrinkage towards tr(Sigma)/D I.
 
+    What predicts follows from them, and is not saved: `weight` (C, D) and `bias` (C,), float32. Every change of the
+    statistics brings it up to date but [`update`], which comes once per batch: call [`refresh`] after the last one, or
+    leave it to the next forward pass.
+
     Args:
         feature_dim (`int`): Feature width D.
         num_classes (`int`): Number of classes C.
@@ -53,12 +57,15 @@ class Recall(nn.Module):
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer("means", torch.zeros(num_classes, feature_dim, dtype=torch.float32))
         self.register_buffer("scatter", torch.zeros(feature_dim * (feature_dim + 1) // 2, dtype=torch.float32))
-        self._solution = None
+        self.register_buffer("weight", torch.zeros(num_classes, feature_dim, dtype=torch.float32), persistent=False)
+        self.register_buffer("bias", torch.zeros(num_classes, dtype=torch.float32), persistent=False)
+        self._is_stale = False
+        self.register_load_state_dict_post_hook(_refresh_after_load)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the statistics."""
-        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
+        return sum(part.numel() * part.element_size() for part in (self.counts, self.means, self.scatter))
 
     @property
     def bytes_per_class(self) -> int:
@@ -69,14 +76,24 @@ class Recall(nn.Module):
         """Forget all statistics."""
         for buffer in self.buffers():
             buffer.zero_()
-        self._solution = None
+        self._is_stale = False
 
+    @torch.inference_mode(False)
     def grow(self, num_new: int) -> None:
         """Append `num_new` classes without statistics."""
         self.counts = F.pad(self.counts, (0, num_new))  # (C + new,)
         self.means = F.pad(self.means, (0, 0, 0, num_new))  # (C + new, D)
-        self._solution = None
+        self.refresh()
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Bring what predicts up to date with the statistics; it is zero as long as there are none at all."""
+        weight, bias = self.solve()
+        self.weight, self.bias = weight, bias.masked_fill(~(self.counts > 0).any(), 0.0)
+        self._is_stale = False
+
+    @torch.inference_mode(False)
     @torch.no_grad()
     def update(self, features: torch.Tensor, labels: torch.Tensor) -> None:
         """Add images to the statistics, by the pairwise update of Chan et al. (1979).
@@ -97,7 +114,7 @@ class Recall(nn.Module):
         self.scatter += outer[rows, columns]
         self.means += shift * (counts / total)[:, None]
         self.counts += counts
-        self._solution = None
+        self._is_stale = True
 
     def covariance(self) -> torch.Tensor:
         """Return the covariance of features within classes, shared by all, float32 (D, D): scatter / (N - C)."""
@@ -107,13 +124,15 @@ class Recall(nn.Module):
         covariance[rows, columns] = covariance[columns, rows] = entries
         return covariance
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def set_moments(self, means: torch.Tensor, covariance: torch.Tensor) -> None:
         """Replace the means (C, D) and what `covariance` returns (D, D); the counts stay."""
         rows, columns = self._triangle()
         freedom = (self.counts.sum() - (self.counts > 0).sum()).clamp(min=1)
         self.means.copy_(means)
         self.scatter.copy_(covariance.to(self.scatter.device)[rows, columns] * freedom)
-        self._solution = None
+        self.refresh()
 
     def _triangle(self) -> torch.Tensor:
         """Return row and column of every entry of `scatter`, int64 (2, D (D + 1) / 2)."""
@@ -130,32 +149,28 @@ class Recall(nn.Module):
         variance = covariance.diagonal().mean()
         identity = torch.eye(len(covariance), device=covariance.device)
         shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * variance * identity  # (D, D)
-        weights = torch.linalg.solve(shrunk if variance > 0 else identity, means.T).T  # (C, D)
+        weights = torch.linalg.solve(torch.where(variance > 0, shrunk, identity), means.T).T  # (C, D)
         biases = -0.5 * (weights * means).sum(dim=-1)  # (C,)
         return weights, biases.masked_fill(~known, -torch.inf)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return logits of shape (B, C) in float32; zeros as long as there are no statistics at all."""
-        if self._solution is None:
-            self._solution = self.solve() if self.counts.sum() > 0 else ()
-        if not self._solution:
-            return features.new_zeros(len(features), len(self.counts), dtype=torch.float32)
-        weights, biases = self._solution
+        if self._is_stale:
+            self.refresh()
         with torch.autocast(features.device.type, enabled=False):
-            return F.linear(features.to(weights), weights, biases)  # (B, C)
+            return F.linear(features.to(self.weight), self.weight, self.bias)  # (B, C)
 
     def _apply(self, fn, recurse=True):
         """Move to a device, but never to another precision: sums of squares overflow in half precision."""
-        self._solution = None
         before = dict(self.named_buffers())
         super()._apply(fn, recurse)
         for name, buffer in before.items():
             setattr(self, name, buffer.to(getattr(self, name).device))
         return self
 
-    def _load_from_state_dict(self, *args):
-        self._solution = None
-        return super()._load_from_state_dict(*args)
+
+def _refresh_after_load(recall: Recall, _) -> None:
+    recall.refresh()
 
 
 class SemiParametricHead(nn.Module):
@@ -177,6 +192,7 @@ class SemiParametricHead(nn.Module):
         build = CosineClassifier if self.config.classifier == "cosine" else LinearClassifier
         return build(self.feature_dim, num_classes)
 
+    @torch.inference_mode(False)
     def grow(self, num_new: int, generator: torch.Generator | None = None) -> None:
         """Append `num_new` output units; what was there keeps its values, bit for bit.
 

@@ -9,13 +9,24 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import SAFE_WEIGHTS_NAME, ModelOutput, cached_file, extract_commit_hash
 
+from .backbone_wakesleep import (
+    build_backbone,
+    disarm_caches,
+    drop_pooler,
+    find_pooling,
+    first_line,
+    hold_running_statistics,
+    is_on_meta,
+    make_call,
+)
 from .configuration_wakesleep import WakeSleepConfig
 from .digests_wakesleep import WEIGHT_FILES, check_digests, write_digests
 from .head_wakesleep import INITIAL_SCALE, CosineClassifier, LinearClassifier, Recall, SemiParametricHead
+from .pretrained_wakesleep import PretrainedBackbone
 
 DOWNLOAD = ("revision", "token", "cache_dir", "subfolder", "local_files_only")  # which file is meant
 UPLOAD = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
@@ -74,15 +85,39 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
         backbone (`PreTrainedModel`, *optional*): A ready backbone; built from `config.backbone_config` if missing.
     """
 
+    trains_backbone: bool  # whether the backbone is trained as a whole; `set_plasticity` says so
     stage_revision: str | None = None  # commit on the Hub that the model was loaded from
 
     def __init__(self, config: WakeSleepConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
-        self.backbone = AutoModel.from_config(config.backbone_config) if backbone is None else backbone
-        if config.pooling != "pooler" and "pooler" in dict(self.backbone.named_children()):
-            self.backbone.pooler = None  # weights that nothing would use or train
-        self.head = SemiParametricHead(config, self._feature_dim())
+        self.backbone = build_backbone(config.backbone_config) if backbone is None else backbone
+        self.trains_backbone = True
+        self._settle_features()
+        if config.pooling != "pooler":
+            drop_pooler(self.backbone)
+        self._call_backbone = make_call(self.backbone, config.image_size, config.pooling)
+        self.head = SemiParametricHead(config, config.feature_dim)
         self.post_init()
+        disarm_caches(self.backbone)
+
+    def _settle_features(self) -> None:
+        """Write into the configuration how an image becomes a feature, and how wide that is."""
+        config = self.config
+        if not is_on_meta(self.backbone):
+            pooling, width = find_pooling(
+                self.backbone, config.image_size, config.pooling, checks=config.feature_dim is None
+            )
+            if config.feature_dim not in (None, width):
+                raise ValueError(
+                    f"`feature_dim` is {config.feature_dim}, but features are {width} wide. Leave it out."
+                )
+            config.pooling, config.feature_dim = pooling, width
+        elif config.feature_dim is None:  # a stage of version 0.1.0, which knew no other widths
+            is_timm = config.backbone_config.model_type == "timm_wrapper"
+            own = self.backbone.timm_model.num_features if is_timm else config.backbone_config.to_dict()["hidden_size"]
+            config.pooling, config.feature_dim = config.pooling or "cls", own
+        elif config.pooling is None:
+            raise ValueError("Expected `pooling` in a configuration that has `feature_dim`, got none.")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -108,7 +143,7 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, SafetensorError, TypeError) as error:
             raise ValueError(
                 f"Expected a model in {pretrained_model_name_or_path}, but its files do not hold one "
-                f"({_first_line(error)}). Is the download complete?"
+                f"({first_line(error)}). Is the download complete?"
             ) from error
         misfits = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
         if misfits:
@@ -116,6 +151,7 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
                 f"Expected weights of the model that config.json in {pretrained_model_name_or_path} describes, got "
                 f"{ {kind: names[:3] for kind, names in misfits.items()} }. Is the download complete?"
             )
+        model.head.recall.refresh()
         model.stage_revision = _commit_of(pretrained_model_name_or_path, download)
         return (model, info) if wants_info else model
 
@@ -167,7 +203,9 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
         config_kwargs: dict | None = None,
         **kwargs,
     ) -> "WakeSleepForImageClassification":
-        """Build a model without classes around a pretrained timm or transformers ViT.
+        """Build a model without classes around a pretrained backbone of timm or transformers.
+
+        Of a model with two towers, such as CLIP, it takes the one that looks at images.
 
         Args:
             name_or_path (`str`): Hub name or folder of the backbone.
@@ -183,44 +221,29 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
             says otherwise.
 
         Raises:
-            OSError: If the backbone, or the normalisation of a transformers backbone, cannot be found.
-            ValueError: If the backbone takes images that are not square, or does not say how they are normalised.
+            OSError: If the backbone, or the image processor of a transformers backbone, cannot be found.
+            ValueError: If it does not turn square images alone into features, lacks weights, does not say what images
+                it takes, or is a stage.
         """
         download = {key: kwargs[key] for key in DOWNLOAD if key in kwargs}
-        backbone_config = AutoConfig.from_pretrained(name_or_path, **download)
-        is_timm = backbone_config.model_type == "timm_wrapper"
-        if is_timm:
-            processing = backbone_config.pretrained_cfg or {}
-            own_size = processing.get("input_size", [3, 224, 224])[-1]
-            mean, std = processing.get("mean", image_mean), processing.get("std", image_std)
-            if image_size not in (None, own_size):
-                own_args = backbone_config.model_args or {}
-                kwargs["model_args"] = {**own_args, "dynamic_img_size": True, **kwargs.get("model_args", {})}
-        else:
-            own_size, mean, std = backbone_config.image_size, image_mean, image_std
-            if not isinstance(own_size, int):
-                raise ValueError(f"Expected a backbone of square images, got an `image_size` of {own_size}.")
-            if image_mean is None or image_std is None:
-                processing = AutoImageProcessor.from_pretrained(name_or_path, **download)
-                mean, std = processing.image_mean, processing.image_std
-        backbone = AutoModel.from_pretrained(
-            name_or_path, **{"dtype": torch.float32, "use_safetensors": True, **kwargs}
-        )
+        config_kwargs = dict(config_kwargs or {})
+        loaded = PretrainedBackbone.load(name_or_path, image_size, image_mean, image_std, download, **kwargs)
+        backbone = loaded.network
         backbone.config.num_labels = 0  # the label names of its pretraining are not ours
         if Path(name_or_path).is_dir():
             backbone.config._name_or_path = Path(name_or_path).name  # no path of this machine goes into a checkpoint
-        if (image_mean or mean) is None or (image_std or std) is None:
+        if loaded.pooling is not None and config_kwargs.setdefault("pooling", loaded.pooling) == "pooler":
             raise ValueError(
-                f"{name_or_path} does not say how its images are normalised. Pass `image_mean` and `image_std`."
+                f"`pooling` is 'pooler', but {name_or_path} has no weights of its own pooler. Leave it out."
             )
         config = WakeSleepConfig(
             backbone_config=backbone.config,
             backbone_revision=_commit_of(name_or_path, download),
-            image_size=image_size or own_size,
-            image_mean=image_mean or mean,
-            image_std=image_std or std,
+            image_size=loaded.image_size,
+            image_mean=loaded.image_mean,
+            image_std=loaded.image_std,
             attn_implementation=backbone.config._attn_implementation,
-            **{"pooling": "pooler" if is_timm else "cls", **(config_kwargs or {})},
+            **config_kwargs,
         )
         model = cls(config, backbone=backbone)
         model.head.classifier.to(backbone.dtype)
@@ -253,10 +276,13 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
         push_card(self, repo_id, revision=kwargs.get("revision"), token=kwargs.get("token"))
         return url
 
-    def _feature_dim(self) -> int:
-        if self.config.backbone_config.model_type == "timm_wrapper":
-            return self.backbone.timm_model.num_features
-        return self.backbone.config.hidden_size
+    def train(self, mode: bool = True) -> "WakeSleepForImageClassification":
+        """Set the mode as `nn.Module.train` does; running statistics of a backbone that is not trained stay."""
+        super().train(mode)
+        disarm_caches(self.backbone)  # loading makes new ones
+        if not self.trains_backbone:
+            hold_running_statistics(self.backbone)
+        return self
 
     def grow(self, classes: list[str], generator: torch.Generator | None = None) -> None:
         """Add output units for new classes; the old ones keep their values, bit for bit.
@@ -280,14 +306,7 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
         Returns:
             `torch.Tensor` of shape `(B, D)`.
         """
-        backbone = self.config.backbone_config
-        resized = backbone.model_type != "timm_wrapper" and backbone.image_size != self.config.image_size
-        kwargs = {"interpolate_pos_encoding": True} if resized else {}
-        outputs = self.backbone(pixel_values.to(self.dtype), **kwargs)
-        if self.config.pooling == "pooler":
-            return outputs.pooler_output.flatten(1)  # (B, D)
-        tokens = outputs.last_hidden_state  # (B, N, D)
-        return tokens[:, 0] if self.config.pooling == "cls" else tokens.mean(dim=1)  # (B, D)
+        return self._call_backbone(self.backbone, pixel_values.to(self.dtype))
 
     def forward(
         self,
@@ -318,6 +337,11 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
         return output if return_dict in (None, True) else output.to_tuple()
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
+        if enable and not self.backbone.supports_gradient_checkpointing:
+            raise ValueError(
+                "`gradient_checkpointing` needs a backbone that supports it, but "
+                f"{self.config.backbone_config.model_type!r} does not. Leave it out."
+            )
         self.backbone._set_gradient_checkpointing(enable, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -346,7 +370,3 @@ def _num_stored(file: str | Path) -> int:
     """Return how many numbers a safetensors file declares."""
     with safe_open(file, framework="pt") as content:
         return sum(math.prod(content.get_slice(name).get_shape()) for name in content.keys())  # noqa: SIM118
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

@@ -28,3 +28,5 @@ def set_plasticity(model: WakeSleepForImageClassification, plasticity: str) -> N
     """Make all weights trainable (`"full"`) or the head's only (`"head"`, and `"lora"` until it gets its factors)."""
     model.requires_grad_(True)
     model.backbone.requires_grad_(plasticity == "full")
+    model.trains_backbone = plasticity == "full"
+    model.train(model.training)

@@ -66,6 +66,7 @@ def update_recall(
     if is_recomputed:
         out = torch.from_numpy(np.flatnonzero(is_out)).to(labels.device)
         recall.update(features[out], labels[out])
+        recall.refresh()
     return accuracy
 
 

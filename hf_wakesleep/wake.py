@@ -62,6 +62,7 @@ class WakePass:
                 codes += self.accelerator.gather_for_metrics(memory.codec.encode(pixels), use_gather_object=True)
                 code_labels += labels.tolist()
                 code_features.append(features.cpu().numpy())
+        self.model.head.recall.refresh()
         if memory is not None:
             is_herded = self.args.memory_selection == "herding" and codes
             ranks = herding_ranks(np.concatenate(code_features), np.asarray(code_labels)) if is_herded else None

@@ -171,6 +171,7 @@ FORGERIES: list[tuple[str, Callable[[Path], None]]] = [
     *_config("recall_weight", -0.1, 1.1, float("nan"), "1", None, []),
     *_config("recall_shrinkage", 0, 2, float("nan"), "x"),
     *_config("pooling", "max", None, 3, []),
+    *_config("feature_dim", 0, -1, 8, 10**9, 65_536, None, "16", []),
     *_config("classifier", "svm", None, {}),
     *_config("image_mean", [0.5], "abc", None, [float("inf")] * 3, 5),
     *_config("image_std", [0, 0, 0], [-1, 1, 1], [float("nan")] * 3, ["a", "b", "c"]),

@@ -195,3 +195,72 @@ def test_units_of_classes_without_statistics_stay_as_they_are():
     before = head.classifier.weight[2].clone()
     head.start_from_recall(0)
     assert torch.equal(head.classifier.weight[2], before)
+
+
+def test_what_predicts_is_there_before_the_first_forward_pass_and_is_not_saved():
+    features, labels = features_and_labels()
+    recall = Recall(D, 4, 0.3)
+    recall.update(features, labels)
+    loaded = Recall(D, 4, 0.3)
+    loaded.load_state_dict(recall.state_dict())
+    weight, bias = loaded.solve()
+    assert torch.equal(loaded.weight, weight)
+    assert torch.equal(loaded.bias, bias)
+    assert torch.equal(loaded(features), recall(features))
+    assert {*loaded.state_dict()} == {"counts", "means", "scatter"}
+
+
+@pytest.mark.parametrize("change", ["grow", "set_moments", "reset", "half"])
+def test_what_predicts_follows_every_change_of_the_statistics_at_once(change):
+    features, labels = features_and_labels()
+    recall = Recall(D, 4, 0.3)
+    recall.update(features, labels)
+    recall.refresh()
+    changes = {
+        "grow": lambda: recall.grow(2),
+        "set_moments": lambda: recall.set_moments(recall.means + 1, 2 * recall.covariance()),
+        "reset": recall.reset,
+        "half": recall.half,
+    }
+    changes[change]()
+    expected = (torch.zeros(4, D), torch.zeros(4)) if change == "reset" else recall.solve()
+    assert torch.equal(recall.weight, expected[0])
+    assert torch.equal(recall.bias, expected[1])
+    assert recall.weight.dtype == recall.bias.dtype == torch.float32
+
+
+def test_nobody_gets_predictions_from_before_an_update():
+    features, labels = features_and_labels()
+    recall = Recall(D, 4, 0.3)
+    for part in (labels < 2, labels >= 2):
+        recall.update(features[part], labels[part])
+        weight, bias = recall.solve()
+        assert torch.equal(recall(features), F.linear(features, weight, bias))
+
+
+def test_a_pass_without_gradients_solves_once(monkeypatch):
+    solved, solve = [], Recall.solve
+    monkeypatch.setattr(Recall, "solve", lambda recall: solved.append(1) or solve(recall))
+    features, labels = features_and_labels()
+    recall = Recall(D, 4, 0.3)
+    for part in torch.arange(len(labels)).tensor_split(5):
+        recall.update(features[part], labels[part])
+    recall.refresh()
+    for _ in range(3):
+        recall(features)
+    assert len(solved) == 1
+
+
+def test_training_goes_on_after_everything_happened_in_inference_mode():
+    features, labels = features_and_labels(classes=3)
+    head = make_head()
+    with torch.inference_mode():
+        head.recall.update(features, labels)
+        head.grow(1)
+        head(features)
+        head.recall.set_moments(head.recall.means, head.recall.covariance())
+    assert not any(tensor.is_inference() for tensor in (*head.parameters(), *head.buffers()))
+    features.requires_grad_(True)
+    head(features)[0].sum().backward()
+    head.recall.update(features.detach(), labels)
+    assert features.grad.isfinite().all()

@@ -14,8 +14,10 @@ PACKAGE = Path(hf_wakesleep.__file__).parent
 # A module may import those before it only.
 ORDER = [
     "configuration_wakesleep",
+    "backbone_wakesleep",
     "digests_wakesleep",
     "head_wakesleep",
+    "pretrained_wakesleep",
     "modeling_wakesleep",
     "files",
     "signals",

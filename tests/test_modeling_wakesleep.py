@@ -191,3 +191,95 @@ def test_config_alone_builds_a_model():
     vit = ViTConfig(hidden_size=48, num_hidden_layers=1, num_attention_heads=2)
     model = WakeSleepForImageClassification(WakeSleepConfig(backbone_config=vit))
     assert model.head.feature_dim == 48
+
+
+def test_pooling_and_width_are_written_and_a_stage_without_them_is_read_as_before(make_model, tmp_path):
+    model = teach(make_model(pooling=None), ["a", "b"])
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text())
+    assert (fields["pooling"], fields["feature_dim"]) == ("cls", 32)
+    del fields["pooling"], fields["feature_dim"]
+    path.write_text(json.dumps(fields))
+    (tmp_path / "digests.json").unlink()
+    loaded = WakeSleepForImageClassification.from_pretrained(tmp_path, disable_mmap=True)
+    assert (loaded.config.pooling, loaded.config.feature_dim) == ("cls", 32)
+    assert torch.equal(loaded.eval()(PIXELS).logits, model.eval()(PIXELS).logits)
+
+
+def test_a_stage_that_says_a_width_but_no_pooling_is_refused(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pooling": None}))
+    (tmp_path / "digests.json").unlink()
+    with pytest.raises(ValueError, match="Expected `pooling`"):
+        WakeSleepForImageClassification.from_pretrained(tmp_path)
+
+
+def saved_stage(folder, backbone, is_taught):
+    """Save a model with two classes, and return what it answers to an image."""
+    torch.manual_seed(0)
+    model = WakeSleepForImageClassification(WakeSleepConfig(backbone_config=backbone, image_size=8))
+    if is_taught:
+        teach(model, ["a", "b"])
+    else:
+        model.grow(["a", "b"])
+    model.save_pretrained(folder)
+    return model.eval()(PIXELS[:1]).logits
+
+
+def exported(model):
+    return torch.export.export(model, (PIXELS[:1],)).module()(PIXELS[:1]).logits
+
+
+def compiled(model):
+    torch._dynamo.reset()
+    return torch.compile(model, fullgraph=True, backend="eager")(PIXELS[:1]).logits
+
+
+def in_onnx(model):
+    pytest.importorskip("onnxscript")
+    program = torch.onnx.export(model, (PIXELS[:1],), dynamo=True, verbose=False)
+    from onnx.reference import ReferenceEvaluator
+
+    evaluator = ReferenceEvaluator(program.model_proto)
+    name = evaluator.input_names[0]
+    return torch.from_numpy(evaluator.run(None, {name: PIXELS[:1].numpy()})[0])
+
+
+SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+BACKBONES = {
+    "transformers": ViTConfig(image_size=8, patch_size=4, **SMALL),
+    "timm": TimmWrapperConfig(
+        architecture="vit_tiny_patch16_224",
+        model_args={"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2},
+        num_labels=0,
+    ),
+}
+
+
+@pytest.mark.parametrize("is_taught", [True, False])
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("take_along", [exported, compiled])
+def test_a_loaded_stage_can_be_taken_along_at_once(tmp_path, take_along, backbone, is_taught):
+    expected = saved_stage(tmp_path, BACKBONES[backbone], is_taught)
+    model = WakeSleepForImageClassification.from_pretrained(tmp_path, disable_mmap=True).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(take_along(model), expected)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_loaded_stage_becomes_onnx_at_once(tmp_path, backbone):
+    expected = saved_stage(tmp_path, BACKBONES[backbone], is_taught=True)
+    model = WakeSleepForImageClassification.from_pretrained(tmp_path, disable_mmap=True).eval()
+    torch.testing.assert_close(in_onnx(model), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_can_be_trained_after_it_has_predicted_in_inference_mode(make_model, tmp_path):
+    teach(make_model(), ["a", "b"]).save_pretrained(tmp_path)
+    model = WakeSleepForImageClassification.from_pretrained(tmp_path)
+    with torch.inference_mode():
+        model.eval()(PIXELS)
+    output = model.train()(PIXELS, labels=torch.tensor([0, 1, 0, 1, 0]))
+    (output.loss + output.logits.sum()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
