@@ -95,13 +95,14 @@ def learn(folder: Path, accidents: tuple[str, ...], changes: dict) -> None:
     Args:
         folder (`Path`): Where to write.
         accidents (`tuple[str, ...]`): `"even"` (no accident: all batches are full), `"shard"` (the model is spread
-            over processes), `"leave"`, `"break"` and `"stop"`, which befall one of the processes.
+            over processes), `"norms"` (the backbone has running statistics), `"leave"`, `"break"`, `"stop"` and
+            `"noise"`, which befall one of the processes.
         changes (`dict`): Training arguments.
     """
     from accelerate import PartialState
     from accelerate.utils import DistributedType
     from datasets import DatasetDict
-    from transformers import ViTConfig, set_seed
+    from transformers import ResNetConfig, ViTConfig, set_seed
 
     from hf_wakesleep import (
         ClassIncrementalStream,
@@ -122,14 +123,19 @@ def learn(folder: Path, accidents: tuple[str, ...], changes: dict) -> None:
     vit = ViTConfig(
         image_size=8, patch_size=2, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
     )
-    model = WakeSleepForImageClassification(WakeSleepConfig(backbone_config=vit, pooling="mean", image_size=8))
+    resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    backbone = {"backbone_config": resnet} if "norms" in accidents else {"backbone_config": vit, "pooling": "mean"}
+    model = WakeSleepForImageClassification(WakeSleepConfig(**backbone, image_size=8))
     stream = ClassIncrementalStream(DatasetDict(data), num_tasks=2, seed=1)
     trainer = ContinualTrainer(model=model, args=args, stream=stream)
     _befall(trainer, accidents)
     trainer.train(resume_from_checkpoint=True)
     if "shard" in accidents:
         assert trainer.accelerator.is_fsdp2
-    report = {"world": args.world_size, **_describe(trainer)}
+    given = {"set": data["test"], "stream": data["test"].to_iterable_dataset()}
+    accuracies = {name: trainer.evaluate(images)["eval_accuracy"] for name, images in given.items()}
+    hidden = trainer.predict(data["test"].remove_columns("label")).predictions.shape
+    report = {"world": args.world_size, **_describe(trainer), **accuracies, "hidden": hidden}
     (folder / f"rank-{args.process_index}.json").write_text(json.dumps(report))
     trainer.accelerator.end_training()
 
@@ -143,6 +149,11 @@ def _befall(trainer, accidents: tuple[str, ...]) -> None:
     if "break" in accidents:  # one process has an infinite loss
         watch = trainer.guard.watch
         trainer.guard.watch = lambda loss: watch(loss / (rank or trainer.state.global_step != 3))
+    if "noise" in accidents and rank == 1:  # one process sums features to other bits
+        from hf_wakesleep.head_wakesleep import Recall
+
+        update = Recall.update
+        Recall.update = lambda recall, features, labels: update(recall, features * (1 + 1e-6), labels)
     if "stop" in accidents and rank == 1:  # a signal reaches one process only
         take_step = Replay._take_step
 

@@ -28,6 +28,15 @@ def test_two_processes_hold_the_same_and_write_what_one_writes(tmp_path, plastic
     assert stages == ["task-01", "task-02"]
 
 
+@pytest.mark.parametrize("accident", ["noise", "norms"])
+def test_what_processes_compute_or_see_for_themselves_is_shared(tmp_path, accident):
+    """Sums that a device makes in any order, and running statistics of the images that a process has seen."""
+    both = run(tmp_path / "out", 2, accident, recall_update="recompute" if accident == "noise" else "carry")
+    assert both[0] == both[1]
+    assert both[0]["set"] == both[0]["stream"] > 0.5
+    assert both[0]["hidden"] == [47, 4]
+
+
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
     """Return reports and folder of two processes that were never stopped."""
