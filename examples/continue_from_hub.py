@@ -35,7 +35,7 @@ from hf_wakesleep import (
 
 def parse_arguments() -> tuple[DataArguments, TrainingArguments, Namespace, History]:
     """Return the arguments and the history of the stage, which says what is not typed."""
-    parser = HfArgumentParser([DataArguments, TrainingArguments])
+    parser = HfArgumentParser([DataArguments, TrainingArguments], allow_abbrev=False)
     parser.add_argument("stage", help="Repository on the Hub, or folder of a stage.")
     parser.add_argument("--revision", help="Tag, branch or commit of the repository, such as 'task-03'.")
     if {"--help", "-h"} & set(sys.argv):

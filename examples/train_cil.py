@@ -126,7 +126,7 @@ def build_model(args: StreamArguments) -> WakeSleepForImageClassification:
 
 def parse_arguments() -> tuple[StreamArguments, TrainingArguments]:
     """Return the arguments; the method sets defaults, which the command line overrides."""
-    parser = HfArgumentParser([StreamArguments, TrainingArguments])
+    parser = HfArgumentParser([StreamArguments, TrainingArguments], allow_abbrev=False)
     if "--help" not in sys.argv and "-h" not in sys.argv:
         method = parser.parse_known_args()[0].method
         parser.set_defaults(**{"codec": "learned", **METHODS[method]})
