@@ -20,7 +20,7 @@ import numpy as np
 import one_line
 from datasets import Dataset, DatasetDict
 from image_data import DataArguments, load_images
-from train_cil import TrainingArguments
+from train_cil import TrainingArguments, resume_point
 from transformers import HfArgumentParser
 
 from hf_wakesleep import (
@@ -128,7 +128,7 @@ def main() -> None:
     stream, evaluation = build_stream(data_args, args.seed, history)
     old = {} if evaluation is None or not len(evaluation) else {"eval_dataset": evaluation}
     trainer = ContinualTrainer(model=model, args=args, stream=stream, **old)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume_point(args))
     if trainer.is_world_process_zero():
         print(f"\n{trainer.history.table()}")
     trainer.accelerator.end_training()  # leaves the group of processes, if there is one

@@ -133,6 +133,12 @@ def parse_arguments() -> tuple[StreamArguments, TrainingArguments]:
     return parser.parse_args_into_dataclasses()
 
 
+def resume_point(args: TrainingArguments) -> str | bool | None:
+    """Return what `--resume_from_checkpoint` means: a truth value, or the path of a stage or checkpoint."""
+    given = args.resume_from_checkpoint
+    return {"true": True, "false": False}.get(str(given).lower(), given)
+
+
 def main() -> None:
     """Build stream, model and trainer, learn, and print what came of it."""
     stream_args, args = parse_arguments()
@@ -142,8 +148,7 @@ def main() -> None:
     set_seed(args.seed)
     model = build_model(stream_args)
     trainer = ContinualTrainer(model=model, args=args, stream=stream)
-    resume = args.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint={"true": True, "false": False}.get(str(resume).lower(), resume))
+    trainer.train(resume_from_checkpoint=resume_point(args))
     if trainer.is_world_process_zero():
         print(
             f"\n{trainer.history.table()}\n\n{Path(args.output_dir).resolve()}: history.json, history.png and stages"

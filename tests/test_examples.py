@@ -278,6 +278,9 @@ def test_a_stage_is_taught_its_next_task_with_its_own_seed_codec_and_sizes(tmp_p
     whole = load_file(stage.parent / "task-03" / "model.safetensors")
     here = load_file(tmp_path / "next" / "task-03" / "model.safetensors")
     assert all(here[name].equal(value) for name, value in whole.items())
+    again = [str(stage), *CONTINUE, "--output_dir", "next"]
+    assert "holds another run" in error_of(run("continue_from_hub.py", *again, cwd=tmp_path, succeeds=False))
+    run("continue_from_hub.py", *again, "--resume_from_checkpoint", "true", cwd=tmp_path)
 
 
 def test_a_stage_is_taught_all_new_classes_of_a_folder_at_once(tmp_path, stage):
