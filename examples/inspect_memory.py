@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import matplotlib.pyplot as plt
 import numpy as np
+import one_line
 import torch
 from datasets import Image, load_dataset
 from transformers import AutoImageProcessor, HfArgumentParser
@@ -93,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    one_line.run(main)

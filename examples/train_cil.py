@@ -10,8 +10,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from datasets import ClassLabel, Dataset, Features, Image, load_dataset
+import one_line
+from image_data import DataArguments, load_images
 from transformers import HfArgumentParser, ViTConfig, set_seed
 
 from hf_wakesleep import (
@@ -34,7 +34,7 @@ METHODS = {
 
 
 @dataclass
-class StreamArguments:
+class StreamArguments(DataArguments):
     """What to learn, in which order, and with which backbone."""
 
     method: str = field(
@@ -44,18 +44,6 @@ class StreamArguments:
             "no sleep), 'replay' (raw images mixed into wake), 'joint' (all tasks at once), 'recall' (no training).",
             "choices": sorted(METHODS),
         },
-    )
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Dataset on the Hub. Default: scikit-learn's digits."}
-    )
-    train_file: str | None = field(default=None, metadata={"help": "Parquet file of training images."})
-    test_file: str | None = field(default=None, metadata={"help": "Parquet file of test images."})
-    image_folder: str | None = field(default=None, metadata={"help": "Folder with one subfolder of images per class."})
-    image_column: str | None = field(default=None, metadata={"help": "Column of images, if not the only one."})
-    label_column: str | None = field(default=None, metadata={"help": "Column of labels, if not the only one."})
-    num_tasks: int | None = field(default=None, metadata={"help": "Number of tasks. Default: 5."})
-    classes_per_task: list[int] | None = field(
-        default=None, metadata={"help": "Number of classes of each task, instead of --num_tasks."}
     )
     backbone: str | None = field(
         default=None,
@@ -73,7 +61,8 @@ class TrainingArguments(ContinualTrainingArguments):
 
     output_dir: str = field(default="out/digits", metadata={"help": "Where stages, history and checkpoints go."})
     codec: str | None = field(
-        default="learned", metadata={"help": "How memories are coded: 'learned', 'webp' or 'raw'."}
+        default=None,
+        metadata={"help": "How memories are coded: 'learned' (by default, or as the stage does), 'webp' or 'raw'."},
     )
     first_wake_plasticity: str | None = field(
         default="full", metadata={"help": "What the wake of the first task trains; 'head' for a pretrained backbone."}
@@ -100,28 +89,14 @@ class TrainingArguments(ContinualTrainingArguments):
     save_strategy: str = field(default="no", metadata={"help": "Checkpoints inside a task: 'no', 'steps' or 'epoch'."})
 
 
-def load_digits() -> Dataset:
-    """Return scikit-learn's digits: 1,797 grey images of 8 x 8 pixels, 10 classes."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = np.round(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
-    features = Features({"image": Image(), "label": ClassLabel(names=[str(name) for name in digits.target_names])})
-    return Dataset.from_dict({"image": list(images), "label": digits.target}, features=features)
-
-
-def load_images(args: StreamArguments):
-    """Return the dataset that the arguments name."""
-    if args.dataset_name:
-        return load_dataset(args.dataset_name)
-    if args.image_folder:
-        return load_dataset("imagefolder", data_dir=args.image_folder)
-    if args.test_file and not args.train_file:
-        raise ValueError("`--test_file` goes with `--train_file`, which is missing.")
-    if args.train_file:
-        files = {"train": args.train_file} | ({"test": args.test_file} if args.test_file else {})
-        return load_dataset("parquet", data_files=files)
-    return load_digits()
+def build_stream(args: StreamArguments, seed: int) -> ClassIncrementalStream:
+    """Return the stream that the arguments name."""
+    images, num_tasks = load_images(args), args.num_tasks
+    if num_tasks is None and args.classes_per_task is None:
+        num_tasks = min(5, len(ClassIncrementalStream(images, num_tasks=1, **args.columns).classes))
+    return ClassIncrementalStream(
+        images, num_tasks=num_tasks, classes_per_task=args.classes_per_task, seed=seed, **args.columns
+    )
 
 
 def build_model(args: StreamArguments) -> WakeSleepForImageClassification:
@@ -130,10 +105,13 @@ def build_model(args: StreamArguments) -> WakeSleepForImageClassification:
         return WakeSleepForImageClassification.from_backbone(
             args.backbone, image_size=args.image_size, config_kwargs={"classifier": args.classifier}
         )
-    image_size = args.image_size or 8
+    image_size = 8 if args.image_size is None else args.image_size
+    patch_size = max(1, image_size // 4)
+    if image_size % patch_size:
+        raise ValueError(f"`--image_size` must be a multiple of 4 without `--backbone`, got {image_size}.")
     vit = ViTConfig(
         image_size=image_size,
-        patch_size=max(1, image_size // 4),
+        patch_size=patch_size,
         hidden_size=96,
         intermediate_size=192,
         num_hidden_layers=2,
@@ -148,32 +126,29 @@ def build_model(args: StreamArguments) -> WakeSleepForImageClassification:
 
 def parse_arguments() -> tuple[StreamArguments, TrainingArguments]:
     """Return the arguments; the method sets defaults, which the command line overrides."""
-    parser = HfArgumentParser([StreamArguments, TrainingArguments])
+    parser = HfArgumentParser([StreamArguments, TrainingArguments], allow_abbrev=False)
     if "--help" not in sys.argv and "-h" not in sys.argv:
         method = parser.parse_known_args()[0].method
-        parser.set_defaults(**METHODS[method])
+        parser.set_defaults(**{"codec": "learned", **METHODS[method]})
     return parser.parse_args_into_dataclasses()
+
+
+def resume_point(args: TrainingArguments) -> str | bool | None:
+    """Return what `--resume_from_checkpoint` means: a truth value, or the path of a stage or checkpoint."""
+    given = args.resume_from_checkpoint
+    return {"true": True, "false": False}.get(str(given).lower(), given)
 
 
 def main() -> None:
     """Build stream, model and trainer, learn, and print what came of it."""
     stream_args, args = parse_arguments()
-    num_tasks = stream_args.num_tasks or (None if stream_args.classes_per_task else 5)
-    stream = ClassIncrementalStream(
-        load_images(stream_args),
-        num_tasks=num_tasks,
-        classes_per_task=stream_args.classes_per_task,
-        seed=args.seed,
-        image_column=stream_args.image_column,
-        label_column=stream_args.label_column,
-    )
+    stream = build_stream(stream_args, args.seed)
     if stream_args.method == "joint":
         stream = stream.joint()
     set_seed(args.seed)
     model = build_model(stream_args)
     trainer = ContinualTrainer(model=model, args=args, stream=stream)
-    resume = args.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint={"true": True, "false": False}.get(str(resume).lower(), resume))
+    trainer.train(resume_from_checkpoint=resume_point(args))
     if trainer.is_world_process_zero():
         print(
             f"\n{trainer.history.table()}\n\n{Path(args.output_dir).resolve()}: history.json, history.png and stages"
@@ -182,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    one_line.run(main)

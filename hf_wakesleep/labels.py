@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.types as pat
-from datasets import ClassLabel, Dataset, Image, Value
+from datasets import ClassLabel, Dataset, Image, LargeList, List, Value
 
 from .configuration_wakesleep import check_class_names
 
@@ -40,6 +40,11 @@ def find_column(dataset: Dataset, role: str, column: str | None) -> str:
         advice = " Of a folder with images of one class, load labels with `drop_labels=False`." if is_folder else ""
         raise ValueError(
             f"Expected one column of {role}s, found {candidates} among {found}. Pass `{role}_column=`.{advice}"
+        )
+    if role == "image" and isinstance(dataset.features[candidates[0]], list | List | LargeList):
+        raise ValueError(
+            f"Expected one image a row in column {candidates[0]!r}, found a list. Give every image a row of its own, "
+            "with its label."
         )
     if role == "image" and not isinstance(dataset.features[candidates[0]], Image):
         raise ValueError(

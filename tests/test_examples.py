@@ -1,7 +1,9 @@
 """The examples run as their users run them: as programs."""
 
 import json
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
-from hf_wakesleep import LearnedNetworks, WakeSleepForImageClassification
+from hf_wakesleep import LearnedNetworks, SemiParametricMemory, WakeSleepForImageClassification
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHORT = ["--num_train_epochs", "1", "--disable_tqdm", "true"]
@@ -153,3 +155,180 @@ def test_selections_are_compared_over_class_orders(tmp_path):
     assert {name.split(", ")[1] for name in found} == {"reservoir", "sample", "herding"}
     assert [name.split(" ")[0] for name in found] == ["webp:1"] * 3 + ["learned:40"] * 3
     assert all(len(run) == 2 for budgets in found.values() for runs in budgets.values() for run in runs)
+
+
+def save_images(folder, names, count=6):
+    """Write a folder of random images for each class."""
+    for index, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        pixels = np.random.default_rng(index).integers(0, 256, (count, 9, 12, 3), dtype=np.uint8)
+        for row in range(count):
+            Image.fromarray(pixels[row]).save(folder / name / f"{row}.png")
+
+
+def error_of(done) -> str:
+    """Return the one line that a script ends with."""
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if ": error: " in line]
+    assert done.stderr.rstrip().endswith(line)
+    return line.split(": error: ", 1)[1]
+
+
+def test_a_folder_of_one_class_is_learned(tmp_path):
+    save_images(tmp_path / "images", ["ape"])
+    train(tmp_path, *SHORT_SLEEP, "--image_folder", "images", "--output_dir", "out")
+    assert json.loads((tmp_path / "out" / "history.json").read_text())["classes"] == ["ape"]
+
+
+def test_a_folder_with_splits_is_learned(tmp_path):
+    for split, count in (("train", 6), ("test", 3)):
+        save_images(tmp_path / "images" / split, ["ape", "bee"], count)
+    train(tmp_path, *SHORT_SLEEP, "--image_folder", "images", "--output_dir", "out")
+    records = json.loads((tmp_path / "out" / "history.json").read_text())["records"]
+    assert [(record["num_train_images"], record["num_eval_images"]) for record in records] == [(6, 3)] * 2
+
+
+FOLDERS = {
+    "missing": ([], "there is no folder 'images'"),
+    "empty": (["images/"], "but images has no images"),
+    "empty class": (["images/ape/1.png", "images/bee/"], r"none are read from \['.*images/bee'\]"),
+    "empty class of a split": (
+        ["images/train/ape/1.png", "images/train/bee/1.png", "images/test/ape/1.png", "images/test/bee/"],
+        r"none are read from \['.*images/test/bee'\]",
+    ),
+    "class called train": (["images/train/1.png", "images/bus/1.png"], r"none are read from \['.*images/bus'\]"),
+    "no subfolder": (["images/1.png"], r"images lie in \['.*images'\]"),
+    "folders in folders": (["images/ape/1.png", "images/ape/more/1.png"], r"images lie in \['.*ape', '.*ape/more'\]"),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_a_folder_of_which_something_would_be_left_out_is_refused(tmp_path, case):
+    paths, message = FOLDERS[case]
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        if name:
+            Image.new("L", (4, 4)).save(tmp_path / path)
+    line = error_of(train(tmp_path, "--image_folder", "images", "--output_dir", "out", succeeds=False))
+    assert line.startswith("`--image_folder` must")
+    assert re.search(message, line)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--seed", "-1"], "`seed` must be"),
+        (["--lr_scheduler_type", "bogus"], "bogus"),
+        (["--num_tasks", "0"], "`num_tasks` must lie in 1..10, the number of classes of the dataset, got 0"),
+        (["--image_folder", "a", "--train_file", "b"], "one source of images, got `--train_file`, `--image_folder`"),
+        (["--train_file", "none.parquet"], "none.parquet"),
+        (["--image_size", "9"], "`--image_size` must be a multiple of 4"),
+        (["--sleep_step", "3"], "--sleep_step"),
+    ],
+)
+def test_whatever_is_wrong_is_one_line(tmp_path, args, message):
+    assert message in error_of(train(tmp_path, *args, "--output_dir", "out", succeeds=False))
+
+
+def test_a_traceback_is_shown_to_developers(tmp_path):
+    command = [sys.executable, "-X", "dev", str(EXAMPLES / "train_cil.py"), "--num_tasks", "0"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "Traceback" in done.stderr
+
+
+def test_a_default_that_nobody_typed_follows_the_number_of_classes(tmp_path):
+    save_images(tmp_path / "images", ["ape", "bee", "cat"])
+    train(tmp_path, *SHORT_SLEEP, "--image_folder", "images", "--output_dir", "out")
+    assert len(json.loads((tmp_path / "out" / "history.json").read_text())["records"]) == 3
+
+
+CONTINUE = [*SHORT, *SHORT_SLEEP]
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory) -> Path:
+    """Return a stage of two tasks of three, of a seed and a codec of its own; the next one is beside it."""
+    folder = tmp_path_factory.mktemp("stage")
+    train(
+        folder,
+        *SHORT_SLEEP,
+        "--classes_per_task",
+        "2",
+        "3",
+        "5",
+        "--seed",
+        "3",
+        "--codec",
+        "webp",
+        "--output_dir",
+        "out",
+    )
+    return folder / "out" / "task-02"
+
+
+def learned(folder) -> list[dict]:
+    return json.loads((folder / "history.json").read_text())["records"][2:]
+
+
+def test_a_stage_is_taught_its_next_task_with_its_own_seed_codec_and_sizes(tmp_path, stage):
+    run("continue_from_hub.py", str(stage), *CONTINUE, "--output_dir", "next", cwd=tmp_path)
+    whole = load_file(stage.parent / "task-03" / "model.safetensors")
+    here = load_file(tmp_path / "next" / "task-03" / "model.safetensors")
+    assert all(here[name].equal(value) for name, value in whole.items())
+    again = [str(stage), *CONTINUE, "--output_dir", "next"]
+    assert "holds another run" in error_of(run("continue_from_hub.py", *again, cwd=tmp_path, succeeds=False))
+    run("continue_from_hub.py", *again, "--resume_from_checkpoint", "true", cwd=tmp_path)
+
+
+def test_a_stage_is_taught_all_new_classes_of_a_folder_at_once(tmp_path, stage):
+    save_images(tmp_path / "images", ["ape", "bee", "cat"])
+    args = [str(stage), *CONTINUE, "--image_folder", "images"]
+    for more, sizes in (([], [3]), (["--classes_per_task", "1", "2"], [1, 2])):
+        out = f"next{len(more)}"
+        done = run("continue_from_hub.py", *args, *more, "--output_dir", out, cwd=tmp_path)
+        assert [len(record["new_classes"]) for record in learned(tmp_path / out)] == sizes
+    assert "Accuracy is unknown for 5 of 8 classes" in done.stdout
+    args += ["--num_tasks", "4", "--output_dir", "bad"]
+    line = error_of(run("continue_from_hub.py", *args, cwd=tmp_path, succeeds=False))
+    assert line == "`--num_tasks` must lie in 1..3, the number of new classes, got 4."
+
+
+def test_known_classes_in_a_folder_are_more_images_of_them(tmp_path, stage):
+    known = json.loads((stage / "history.json").read_text())["classes"]
+    save_images(tmp_path / "images", [known[0], known[3], "bee"])
+    args = [str(stage), *CONTINUE, "--image_folder", "images", "--output_dir", "next"]
+    run("continue_from_hub.py", *args, cwd=tmp_path)
+    (record,) = learned(tmp_path / "next")
+    assert record["name"] == "task-03"
+    assert record["new_classes"] == ["bee"]
+    assert set(record["classes"]) == {known[0], known[3], "bee"}
+    memory = SemiParametricMemory.from_pretrained(str(tmp_path / "next" / "task-03"))
+    tasks = {name: set(memory.tasks[memory.labels == index]) for index, name in enumerate(memory.classes)}
+    assert [tasks[name] for name in (known[0], known[1], known[3], "bee")] == [{0, 2}, {0}, {1, 2}, {2}]
+    assert [value is None for value in record["accuracy"]] == [True, True, False]
+
+
+def test_a_stage_without_memory_is_taught_without(tmp_path):
+    train(tmp_path, "--method", "finetune", "--num_train_epochs", "1", "--output_dir", "out")
+    run("continue_from_hub.py", "out/task-01", *SHORT, "--output_dir", "next", cwd=tmp_path)
+    assert (tmp_path / "next" / "task-02").is_dir()
+    assert not (tmp_path / "next" / "task-02" / "memory").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["{folder}"], "Expected the folder of a stage, such as"),
+        (["nowhere/at/all"], "nowhere"),
+        (["{stage}", "--backbone", "x"], "--backbone"),
+        (["{stage}", "--codec", "raw"], "was written with `codec` 'webp', got 'raw'"),
+        (["{folder}/task-03"], "The stage knows all classes of these images"),
+    ],
+)
+def test_what_a_stage_cannot_be_taught_is_one_line(tmp_path, stage, args, message):
+    args = [arg.format(stage=stage, folder=stage.parent) for arg in args]
+    done = run("continue_from_hub.py", *args, *CONTINUE, "--output_dir", "next", cwd=tmp_path, succeeds=False)
+    assert message in error_of(done)

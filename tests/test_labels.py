@@ -148,3 +148,13 @@ def test_a_row_less_in_one_class_leaves_what_is_held_out_of_the_others():
     for whole, part in pairs:
         rows = [[row for row, label in zip(one["row"], one["label"], strict=True) if label] for one in (whole, part)]
         assert rows[0] == rows[1]
+
+
+def test_a_list_of_images_a_row_is_refused():
+    features = Features({"images": Sequence(Image()), "label": ClassLabel(names=["a"])})
+    pixels = np.zeros((4, 4), dtype=np.uint8)
+    dataset = Dataset.from_dict({"images": [[pixels, pixels]], "label": [0]}, features=features)
+    with pytest.raises(ValueError, match="Expected one column of images, found"):
+        find_column(dataset, "image", None)
+    with pytest.raises(ValueError, match="one image a row in column 'images', found a list"):
+        find_column(dataset, "image", "images")
