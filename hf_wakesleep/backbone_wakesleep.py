@@ -222,6 +222,11 @@ def _check_inputs(backbone: PreTrainedModel) -> None:
             f"Expected a backbone that takes images alone (`pixel_values`), but {type(backbone).__name__} takes "
             f"{needed or [first]}. Choose another `backbone_config`."
         )
+    if "num_frames" in backbone.config.to_dict():
+        raise ValueError(
+            f"Expected a backbone that takes images alone, but {type(backbone).__name__} takes videos. Choose another "
+            "`backbone_config`."
+        )
 
 
 def _check_patches(backbone: PreTrainedModel, image_size: int) -> None:

@@ -51,8 +51,8 @@ REFUSED = {
     "siglip2_vision_model": "takes images alone .* takes .*spatial_shapes",
     "pixtral": "one feature per image",
     "hgnet_v2": "gives neither",
-    "xclip": "turns images of 3 x 32 x 32 into features",
-    "videomae": "turns images of 3 x 32 x 32 into features",
+    "xclip": "takes videos",
+    "videomae": "takes videos",
     "bert": "takes images alone .* takes .'input_ids'",
 }
 
@@ -180,6 +180,12 @@ def test_a_network_that_cannot_be_built_is_refused():
     config = WakeSleepConfig(backbone_config=TimmWrapperConfig(architecture="vit_of_nobody", num_labels=0))
     with pytest.raises(ValueError, match="`backbone_config` must describe a backbone, but .*vit_of_nobody"):
         WakeSleepForImageClassification(config)
+
+
+def test_a_backbone_that_fails_at_a_size_names_it():
+    with pytest.raises(ValueError, match="turns images of 3 x 96 x 96 into features, .*`image_size`") as caught:
+        build("levit", image_size=96)
+    assert "\n" not in str(caught.value)
 
 
 def test_how_a_backbone_is_called_is_plain_data():

@@ -63,7 +63,7 @@ def test_of_two_towers_the_one_that_looks_at_images_is_taken_with_its_weights(na
 
 def test_two_towers_for_other_inputs_than_images_alone_are_refused(save):
     _, folder = save(backbones.configurations(["xclip"])["xclip"])
-    with pytest.raises(ValueError, match="Expected a backbone that turns images"):
+    with pytest.raises(ValueError, match="XCLIPVisionModel takes videos"):
         from_backbone(folder)
 
 
