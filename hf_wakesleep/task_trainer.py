@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerState, set_seed
 from transformers.integrations import TensorBoardCallback
@@ -17,6 +18,7 @@ from .callbacks import GuardCallback, SleepCallback
 from .checkpoint import drop_checkpoints, is_due, load_sleep
 from .classifier_trainer import ClassifierTrainer
 from .eval_datasets import EvalSets
+from .eval_sets import count_evaluated
 from .guard import StepGuard
 from .history import History, TaskRecord
 from .images import TaskImages
@@ -31,6 +33,7 @@ from .replay import Replay, snapshot
 from .shards import unwrap
 from .signals import StopSignals
 from .sleep import SleepReport, consolidate
+from .splits import shorten
 from .stage import Stage, copy_plots, stage_name
 from .stopwatch import Stopwatch
 from .synapses import FrozenEntries, count_entries, make_room
@@ -49,6 +52,7 @@ class TaskTrainer(ClassifierTrainer):
         tasks (`list[Task | None]`): All tasks by their number; `None` for finished ones whose images are not at hand.
         history ([`History`]): What has been learned.
         memory ([`SemiParametricMemory`], *optional*): What is remembered.
+        known_images (`dict[int, Dataset]`): Evaluation images of tasks that are `None`, by their number.
         lora_config (`peft.LoraConfig`, *optional*): What plasticity `"lora"` trains.
         kwargs: Passed on to `ClassifierTrainer`.
     """
@@ -61,10 +65,17 @@ class TaskTrainer(ClassifierTrainer):
         tasks: list[Task | None],
         history: History,
         memory: SemiParametricMemory | None,
+        known_images: dict[int, Dataset],
         lora_config: LoraConfig | None = None,
         **kwargs,
     ):
-        self.tasks, self.history, self.memory = tasks, history, memory
+        self.tasks, self.history, self.memory, self._known_images = tasks, history, memory, known_images
+        twice = [stage_name(number) for number in known_images if tasks[number] is not None]
+        if twice:
+            raise ValueError(
+                f"`eval_dataset` holds images of {shorten(twice)}, but the stream brings evaluation images of them. "
+                "Leave out one or the other."
+            )
         self._signals = StopSignals()
         self._sleep_report: SleepReport | None = None
         self._teacher: WakeSleepForImageClassification | None = None
@@ -301,9 +312,11 @@ class TaskTrainer(ClassifierTrainer):
             check_equal(self.accelerator, checksums(self.model, self.memory), f"after {self.task_name}")
         metrics = self.evaluate()
         record.accuracy = [
-            math.nan if task is None else metrics[f"eval_{stage_name(number)}_accuracy"]
-            for number, task in enumerate(self.tasks[: self.task_number + 1])
+            metrics.get(f"eval_{stage_name(number)}_accuracy", math.nan) for number in range(self.task_number + 1)
         ]
+        record.evaluated_images, record.num_unevaluated = count_evaluated(
+            self._evaluated(self.task_number + 1), self.model.config.classes, self.task_number + 1
+        )
         record.recall_weight = self.model.config.recall_weight
         if self.memory is None:
             statistics = self.model.head.recall.num_bytes
@@ -354,12 +367,17 @@ class TaskTrainer(ClassifierTrainer):
 
     def _eval_images(self, num_tasks: int) -> EvalSets | dict:
         """Return the evaluation images of the first tasks that are at hand; an empty `dict` if none are."""
+        label2id = self.model.config.label2id
         sets = {
-            stage_name(number): self._images_of(task, self.model.config.label2id)[1]
-            for number, task in enumerate(self.tasks[:num_tasks])
-            if task is not None
+            stage_name(number): TaskImages(images, label2id, f"the evaluation images of {stage_name(number)}")
+            for number, images in self._evaluated(num_tasks).items()
         }
         return EvalSets(sets) if sets else {}
+
+    def _evaluated(self, num_tasks: int) -> dict[int, Dataset]:
+        """Return the evaluation images of the first tasks that are at hand, by their number."""
+        own = {number: task.eval_dataset for number, task in enumerate(self.tasks[:num_tasks]) if task is not None}
+        return dict(sorted({**self._known_images, **own}.items()))
 
     @staticmethod
     def _images_of(task: Task, label2id: dict[str, int]) -> tuple[TaskImages, TaskImages]:

@@ -4,6 +4,7 @@ import math
 from contextlib import nullcontext
 from pathlib import Path
 
+from datasets import Dataset
 from peft import LoraConfig
 from transformers.trainer_utils import TrainOutput
 
@@ -15,6 +16,7 @@ from .checkpoint import (
     find_resume_point,
 )
 from .codec import Codec
+from .eval_sets import eval_sets_of
 from .history import HISTORY_NAME, History
 from .learned_codec import LearnedCodec
 from .lock import folder_lock
@@ -27,7 +29,7 @@ from .protocol import align_tasks, check_same_run, check_same_settings, is_same_
 from .shards import check_whole
 from .stage import find_stages, initial_state, load_stage_state, stage_name, stage_number
 from .task_trainer import TaskTrainer
-from .tasks import TaskStream
+from .tasks import Task, TaskStream
 from .training_args import ContinualTrainingArguments
 from .written import drop_written
 
@@ -44,6 +46,8 @@ class ContinualTrainer(TaskTrainer):
         processing_class (`BaseImageProcessor`, *optional*): Image processor; made from the model's config if missing.
         codec ([`Codec`], *optional*): The codec of a new memory, as it is. If missing, the one that `args` name,
             fitted to images of the first task where it can be. A model loaded from a stage brings its own.
+        eval_dataset (`datasets.Dataset` or [`Task`], *optional*): After a stage, labelled images of classes that it
+            knows, whose tasks the stream does not bring; they are evaluated as those tasks are.
         lora_config (`peft.LoraConfig`, *optional*): Factors that plasticity `"lora"` trains, instead of those of rank
             `lora_rank` in all linear layers of the backbone.
         kwargs: Passed on to `Trainer` (`callbacks`, `optimizer_cls_and_kwargs`, ...).
@@ -60,6 +64,7 @@ class ContinualTrainer(TaskTrainer):
         processing_class=None,
         codec: Codec | None = None,
         lora_config: LoraConfig | None = None,
+        eval_dataset: Dataset | Task | None = None,
         **kwargs,
     ):
         self.stream = stream
@@ -71,6 +76,7 @@ class ContinualTrainer(TaskTrainer):
             tasks=align_tasks(stream, history),
             history=history,
             memory=memory,
+            known_images={} if eval_dataset is None else eval_sets_of(eval_dataset, history),
             lora_config=lora_config,
             processing_class=processing_class,
             **kwargs,

@@ -128,7 +128,9 @@ def make_stream(digits):
 def make_trainer(make_model, make_args, make_stream):
     """Return a function that builds a trainer of the model, arguments and stream of the fixtures."""
 
-    def build(model=None, stream=None, callbacks=(), given_codec=None, compute_metrics=None, **args):
+    def build(
+        model=None, stream=None, callbacks=(), given_codec=None, compute_metrics=None, eval_dataset=None, **args
+    ):
         return ContinualTrainer(
             model=model or make_model(),
             args=make_args(**args),
@@ -136,6 +138,7 @@ def make_trainer(make_model, make_args, make_stream):
             codec=given_codec,
             callbacks=list(callbacks),
             compute_metrics=compute_metrics,
+            eval_dataset=eval_dataset,
         )
 
     return build

@@ -72,3 +72,29 @@ def test_a_stopped_run_in_which_a_class_comes_again_goes_on(make_trainer):
     resumed.train(resume_from_checkpoint=True)
     assert_same_end(whole, resumed)
     check(resumed)
+
+
+def test_images_of_known_classes_are_evaluated_as_those_of_their_old_tasks(make_trainer, tmp_path):
+    known = digits_of([0, 1], 60)
+    make_trainer(stream=TaskStream.from_splits({"first": digits_of([0, 1], 40)})).train()
+    model = WakeSleepForImageClassification.from_pretrained(tmp_path / "out" / "task-01")
+    new = TaskStream.from_splits({"second": digits_of([2, 3], 40)})
+    renamed = known.rename_columns({"image": "img", "label": "fine_label"})
+    trainer = make_trainer(output_dir="next", model=model, stream=new, eval_dataset=renamed)
+    trainer.train()
+    record = trainer.history.records[1]
+    assert record.accuracy[0] == trainer.evaluate(known)["eval_accuracy"]
+    assert (record.evaluated_images, record.num_unevaluated) == ([120, 16], 0)
+    pooled = (120 * record.accuracy[0] + 16 * record.accuracy[1]) / 136
+    assert trainer.history.summary()["pooled_accuracy"] == pytest.approx(pooled)
+    assert trainer.evaluate()["eval_accuracy"] == pytest.approx(pooled)
+
+
+def test_images_of_unknown_classes_or_of_tasks_at_hand_are_refused(make_trainer, tmp_path):
+    with pytest.raises(ValueError, match="`eval_dataset`, but 2 of its classes are not known"):
+        make_trainer(eval_dataset=digits_of([0, 1], 9))
+    stream = TaskStream.from_splits(splits_of("first", "second"), repeats=True)
+    make_trainer(stream=TaskStream(stream[:1], stream.protocol)).train()
+    model = WakeSleepForImageClassification.from_pretrained(tmp_path / "out" / "task-01")
+    with pytest.raises(ValueError, match=r"`eval_dataset` holds images of \['task-01'\], but the stream brings"):
+        make_trainer(output_dir="next", model=model, stream=stream, eval_dataset=digits_of([0, 1], 9))
