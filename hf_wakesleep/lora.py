@@ -89,7 +89,13 @@ def inject(model: WakeSleepForImageClassification, config: LoraConfig, accelerat
     with ExitStack() as undo, torch.random.fork_rng(devices=[]):
         undo.callback(_take_out, model)
         torch.random.default_generator.set_state(seeded_generator(*place).get_state())
-        inject_adapter_in_model(config, model.backbone)
+        try:
+            inject_adapter_in_model(config, model.backbone)
+        except ValueError as error:
+            raise ValueError(
+                "Expected linear layers in the backbone for plasticity 'lora', or a `lora_config` with "
+                f"`target_modules` that it has, but peft found none to train ({error}). Pass 'full' or 'head'."
+            ) from error
         for name, layer in _layers(model).items():
             if type(layer) not in (lora.Linear, lora.Conv2d):
                 raise ValueError(
