@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from transformers import set_seed
 from transformers.trainer_utils import TrainOutput
@@ -15,6 +16,7 @@ from .augment import augment, seeded_generator
 from .callbacks import GuardCallback, SleepCallback
 from .checkpoint import drop_checkpoints, is_due, load_sleep
 from .classifier_trainer import ClassifierTrainer
+from .eval_sets import count_evaluated
 from .guard import StepGuard
 from .history import History, TaskRecord
 from .images import TaskImages
@@ -273,9 +275,11 @@ class TaskTrainer(ClassifierTrainer):
             check_equal(self.accelerator, checksums(self.model, self.memory), f"after {self.task_name}")
         metrics = self.evaluate()
         record.accuracy = [
-            math.nan if task is None else metrics[f"eval_{stage_name(number)}_accuracy"]
-            for number, task in enumerate(self.tasks[: self.task_number + 1])
+            metrics.get(f"eval_{stage_name(number)}_accuracy", math.nan) for number in range(self.task_number + 1)
         ]
+        sets = self._eval_sets(self.task_number + 1)
+        counts = count_evaluated(sets, [*self.history.classes, *record.new_classes], self.task_number + 1)
+        record.evaluated_images, record.num_unevaluated = counts
         record.recall_weight = self.model.config.recall_weight
         if self.memory is None:
             statistics = self.model.head.recall.num_bytes
@@ -327,11 +331,16 @@ class TaskTrainer(ClassifierTrainer):
 
     def _eval_images(self, num_tasks: int) -> dict[str, TaskImages]:
         """Return the evaluation images of the first tasks, by the names of their stages, where they are at hand."""
+        label2id = self.model.config.label2id
         return {
-            stage_name(number): self._images_of(task, self.model.config.label2id)[1]
-            for number, task in enumerate(self.tasks[:num_tasks])
-            if task is not None
+            stage_name(number): TaskImages(images, label2id, f"the evaluation images of {stage_name(number)}")
+            for number, images in self._eval_sets(num_tasks).items()
         }
+
+    def _eval_sets(self, num_tasks: int) -> dict[int, Dataset]:
+        """Return the evaluation images of the first tasks by their numbers, where they are at hand."""
+        sets = {number: task.eval_dataset for number, task in enumerate(self.tasks[:num_tasks]) if task is not None}
+        return {**{number: images for number, images in self.old_images.items() if number < num_tasks}, **sets}
 
     @staticmethod
     def _images_of(task: Task, label2id: dict[str, int]) -> tuple[TaskImages, TaskImages]:

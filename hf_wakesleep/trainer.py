@@ -4,6 +4,7 @@ import math
 from contextlib import nullcontext
 from pathlib import Path
 
+from datasets import Dataset
 from peft import LoraConfig
 from transformers.trainer_utils import TrainOutput
 
@@ -15,6 +16,7 @@ from .checkpoint import (
     find_resume_point,
 )
 from .codec import Codec
+from .eval_sets import eval_sets_of
 from .history import HISTORY_NAME, History
 from .learned_codec import LearnedCodec
 from .lock import folder_lock
@@ -27,7 +29,7 @@ from .protocol import align_tasks, check_same_run, is_same_run, make_protocol, t
 from .shards import check_whole
 from .stage import find_stages, initial_state, load_stage_state, stage_name, stage_number
 from .task_trainer import TaskTrainer
-from .tasks import TaskStream
+from .tasks import Task, TaskStream
 from .training_args import ContinualTrainingArguments
 from .written import drop_written
 
@@ -60,10 +62,12 @@ class ContinualTrainer(TaskTrainer):
         processing_class=None,
         codec: Codec | None = None,
         lora_config: LoraConfig | None = None,
+        eval_dataset: Dataset | Task | None = None,
         **kwargs,
     ):
         self.stream = stream
         history, memory = initial_state(model, args, codec)
+        self.old_images = {} if eval_dataset is None else eval_sets_of(eval_dataset, history)
         self._fits_codec = codec is None and not len(history)
         super().__init__(
             model,
