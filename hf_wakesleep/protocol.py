@@ -68,8 +68,8 @@ def check_same_run(folder: Path, there: dict, here: dict, num_tasks: int | None 
     Raises:
         ValueError: If they differ, with every difference by name.
     """
-    differences = _differences("", _of_tasks(there, num_tasks), _of_tasks(here, num_tasks))
-    if differences:
+    if _differences("", _of_tasks(there, num_tasks), _of_tasks(here, num_tasks)):
+        differences = _differences("", there, here)
         raise ValueError(
             f"{folder} belongs to another run, so this one cannot go on from it. Differences: "
             f"{'; '.join(differences)}. Pass the same data, seed, backbone and memory, or an empty `output_dir`"

@@ -6,7 +6,7 @@ from conftest import make_images
 from datasets import DatasetDict, Value
 from test_history import make_history
 
-from hf_wakesleep import ClassIncrementalStream
+from hf_wakesleep import ClassIncrementalStream, ContinualTrainer, TaskStream, WakeSleepForImageClassification
 from hf_wakesleep.eval_sets import count_evaluated, eval_sets_of
 from hf_wakesleep.labels import label_array
 
@@ -47,3 +47,18 @@ def test_what_is_no_image_of_a_known_class_is_refused_by_name():
     ]:
         with pytest.raises(error, match=message):
             eval_sets_of(given, make_history())
+
+
+def test_old_tasks_are_evaluated_where_images_of_their_classes_are_given(make_trainer, make_args, digits, tmp_path):
+    first, second = ClassIncrementalStream(digits, num_tasks=2)
+    make_trainer(stream=TaskStream([first], {})).train()
+    model = WakeSleepForImageClassification.from_pretrained(tmp_path / "out" / "task-01")
+    old = digits["test"].filter(lambda label: label == 1, input_columns="label")
+    rest = TaskStream([second], {})
+    trainer = ContinualTrainer(model=model, args=make_args("next"), stream=rest, eval_dataset=old)
+    trainer.train()
+    record = trainer.history.records[1]
+    assert record.accuracy[0] == trainer.evaluate(old)["eval_accuracy"]
+    assert (record.evaluated_images, record.num_unevaluated) == ([40, 80], 1)
+    card = (tmp_path / "next" / "task-02" / "README.md").read_text()
+    assert "on 3 classes**, and **unknown for 1 of 4 classes**" in card

@@ -332,3 +332,14 @@ def test_what_a_stage_cannot_be_taught_is_one_line(tmp_path, stage, args, messag
     args = [arg.format(stage=stage, folder=stage.parent) for arg in args]
     done = run("continue_from_hub.py", *args, *CONTINUE, "--output_dir", "next", cwd=tmp_path, succeeds=False)
     assert message in error_of(done)
+
+
+def test_test_images_of_known_classes_tell_what_becomes_of_their_tasks(tmp_path, stage):
+    known = json.loads((stage / "history.json").read_text())["classes"]
+    for split, count in (("train", 6), ("test", 3)):
+        save_images(tmp_path / "images" / split, [known[0], "bee"], count)
+    args = [str(stage), *CONTINUE, "--image_folder", "images", "--output_dir", "next"]
+    assert "Accuracy is unknown for 4 of 6 classes" in run("continue_from_hub.py", *args, cwd=tmp_path).stdout
+    (record,) = learned(tmp_path / "next")
+    assert (record["evaluated_images"], record["num_unevaluated"]) == ([3, 0, 3], 4)
+    assert [value is None for value in record["accuracy"]] == [False, True, False]
