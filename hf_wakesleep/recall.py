@@ -9,7 +9,6 @@ from .images import ImageReader
 from .landmarks import carry, landmarks, measured, memory_features
 from .memory import SemiParametricMemory
 from .modeling_wakesleep import WakeSleepForImageClassification
-from .recombination import align_classifier
 from .training_args import ContinualTrainingArguments
 
 
@@ -23,8 +22,6 @@ def update_recall(
 ) -> float:
     """Bring recall's statistics to the trained backbone and set `recall_weight` on held-out memories.
 
-    In between, the classifier is aligned with the statistics, if `alignment_steps` says so.
-
     The statistics are carried along from where they were right or, without such a place, computed anew from all
     memories. Those of a backbone that neither wake nor sleep trains stay as they are.
 
@@ -32,7 +29,7 @@ def update_recall(
         model ([`WakeSleepForImageClassification`]): Its statistics and `config.recall_weight` are replaced.
         memory ([`SemiParametricMemory`]): Read, never written.
         reader ([`ImageReader`]): Turns decoded images into the model's input.
-        args ([`ContinualTrainingArguments`]): `recall_weight`, `held_out_share`, `alignment_steps`, ...
+        args ([`ContinualTrainingArguments`]): `recall_weight`, `held_out_share`, ...
         task (`int`, defaults to 0): Number of the task, from 0; part of the seed.
         before (`torch.Tensor` of shape `(M, D)`, *optional*): What [`landmark_features`] gave when they were right.
 
@@ -55,8 +52,6 @@ def update_recall(
     elif not is_frozen:
         is_new = torch.from_numpy(memory.tasks[positions] == memory.tasks.max())
         carry(recall, before, features, labels, is_new)
-    if args.alignment_steps and not is_frozen:
-        align_classifier(model, args, task, memory.synapses)
     rows = torch.from_numpy(np.flatnonzero(np.isin(positions, measured(memory, args)))).to(labels.device)
     accuracy = float("nan")
     if len(rows):

@@ -14,7 +14,6 @@ from transformers import get_scheduler
 from .augment import augment, seeded_generator
 from .balance import held_out_mask
 from .lora import SLEEP, factors, inject, load_factors, merge
-from .modeling_wakesleep import WakeSleepForImageClassification
 from .plasticity import parameter_groups, set_plasticity
 from .recombination import is_rem, recombine
 from .shards import check_whole, load_optimizer_state, optimizer_state, shards, whole_state
@@ -30,8 +29,7 @@ class Replay:
         model ([`WakeSleepForImageClassification`]): The bare model; its weights change, and are saved by the caller.
         memory ([`SemiParametricMemory`]): Read, never written.
         reader ([`ImageReader`]): Turns decoded images into the model's input.
-        args ([`ContinualTrainingArguments`]): `sleep_*`, `distillation_*`, `augmentation`, ...
-        teacher ([`WakeSleepForImageClassification`], *optional*): The network to stay close to.
+        args ([`ContinualTrainingArguments`]): `sleep_*`, `augmentation`, ...
         place (`tuple[int, ...]`): Number of the task, from 0, and for a nap the step of wake; part of the seed.
         accelerator (`Accelerator`): Spreads every batch over its processes.
         guard ([`StepGuard`]): Judges the loss of every step.
@@ -43,9 +41,9 @@ class Replay:
         frozen ([`FrozenEntries`]): Holds what is frozen; `frozen.restore(model)` puts it into a model that was merged.
     """
 
-    def __init__(self, model, memory, reader, args, *, teacher, place, accelerator, guard, lora_config):
+    def __init__(self, model, memory, reader, args, *, place, accelerator, guard, lora_config):
         self.memory, self.reader, self.args = memory, reader, args
-        self.teacher, self.place, self.accelerator, self.guard = teacher, place, accelerator, guard
+        self.place, self.accelerator, self.guard = place, accelerator, guard
         self.bare = model
         if memory.synapses is not None:
             check_whole(accelerator)
@@ -67,8 +65,8 @@ class Replay:
         self._average = WeightAverage(trained, args.sleep_average) if args.sleep_average else None
         self.step, self.seconds_before, self.accuracy_before = 0, 0.0, math.nan
         self._start = time.perf_counter()
-        self._losses = {"nrem": [], "rem": []}  # total, cross-entropy and distillation of the last steps of each
-        self._unlogged = {"nrem": [], "rem": []}  # total losses since the last log
+        self._losses = {"nrem": [], "rem": []}  # of the last steps of each
+        self._unlogged = {"nrem": [], "rem": []}  # since the last log
         self._learning_rate = 0.0  # of the head, at the last step
         is_held_out = held_out_mask(memory.labels, memory.tasks, args.held_out_share)
         self._replayed = memory.balanced(np.flatnonzero(~is_held_out))
@@ -80,7 +78,7 @@ class Replay:
         bar = tqdm(steps, desc="sleep", disable=not self.args.shows_progress, leave=False, initial=self.step)
         for _ in bar:
             self._take_step()
-            latest = {phase: f"{losses[-1][0]:.3f}" for phase, losses in self._losses.items() if losses}
+            latest = {phase: f"{losses[-1]:.3f}" for phase, losses in self._losses.items() if losses}
             bar.set_postfix(latest, refresh=False)
             if on_step_end is not None:
                 on_step_end(self)
@@ -97,13 +95,13 @@ class Replay:
         for held, own in ((self.accelerator._models, self.model), (self.accelerator._optimizers, self.optimizer)):
             held[:] = [item for item in held if item is not own]
 
-    def mean_losses(self, phase: str = "nrem") -> list[float]:
-        """Return total loss, cross-entropy and distillation of a phase, averaged over the last of its steps.
+    def mean_loss(self, phase: str = "nrem") -> float:
+        """Return the mean loss of a phase over the last of its steps, a tenth as many as the whole sleep has.
 
-        These are a tenth as many as the whole sleep has. NaN where there are none.
+        NaN where there are none.
         """
-        finite = [losses for losses in self._losses[phase] if np.isfinite(losses[0])]
-        return np.asarray(finite or [[np.nan] * 3]).mean(axis=0).tolist()
+        finite = [loss for loss in self._losses[phase] if np.isfinite(loss)]
+        return float(np.mean(finite)) if finite else math.nan
 
     def take_logs(self) -> dict[str, float]:
         """Return mean losses since the last call, over all processes, and the learning rate of the head."""
@@ -128,7 +126,7 @@ class Replay:
             "optimizer": optimizer_state(self.model, self.optimizer),
             "scheduler": self.scheduler.state_dict(),
             "average": {} if self._average is None else self._average.weights,
-            "losses": {phase: [list(losses) for losses in each] for phase, each in self._losses.items()},
+            "losses": {phase: list(losses) for phase, losses in self._losses.items()},
             "unlogged": {phase: list(losses) for phase, losses in self._unlogged.items()},
             "accuracy_before": self.accuracy_before,
             "seconds": self.seconds_before + time.perf_counter() - self._start,
@@ -143,7 +141,7 @@ class Replay:
         self.accuracy_before = state["accuracy_before"]
         if self._average is not None:
             self._average.weights = {name: value.to(self.bare.device) for name, value in state["average"].items()}
-        self._losses = {phase: [tuple(losses) for losses in each] for phase, each in state["losses"].items()}
+        self._losses = {phase: list(losses) for phase, losses in state["losses"].items()}
         self._unlogged = {phase: list(losses) for phase, losses in state["unlogged"].items()}
 
     def _settle(self) -> None:
@@ -159,16 +157,12 @@ class Replay:
         indices = self._replayed.positions(size, (args.seed, *self.place), step * size)
         pixel_values, labels = _batch(self.memory, indices, self.reader, args, place, accelerator)
         dreams = is_rem(step, args.sleep_steps, args.sleep_cycles, args.rem_share)
-        targets, teacher = labels, self.teacher
+        targets = labels
         if dreams:
-            pixel_values, targets = recombine(pixel_values, labels, len(self.memory.classes), args.recombination)
-            teacher = None
-        known = 0 if teacher is None else np.mean(self.memory.labels[indices] < len(teacher.config.classes))
+            pixel_values, targets = recombine(pixel_values, labels, len(self.memory.classes))
         with accelerator.autocast():
             logits = self.model(pixel_values=pixel_values).classifier_logits.float()  # (B, C)
-            cross_entropy = F.cross_entropy(logits, targets, label_smoothing=args.label_smoothing_factor)
-            distilled = distillation(logits, pixel_values, labels, teacher, args.distillation_temperature, known)
-            loss = cross_entropy + args.distillation_weight * distilled
+            loss = F.cross_entropy(logits, targets, label_smoothing=args.label_smoothing_factor)
         share = len(labels) * accelerator.num_processes / args.sleep_batch_size  # 1 where every process has as many
         self.guard.watch(loss)
         if self.guard.accepts(f"step {step + 1} of the sleep after task {self.place[0] + 1}"):
@@ -185,8 +179,8 @@ class Replay:
         self.step += 1
         phase = "rem" if dreams else "nrem"
         losses = self._losses[phase]
-        losses.append((loss.item(), cross_entropy.item(), distilled.item()))
-        self._unlogged[phase].append(losses[-1][0])
+        losses.append(loss.item())
+        self._unlogged[phase].append(losses[-1])
         del losses[: -max(1, args.sleep_steps // 10)]
 
 
@@ -229,32 +223,3 @@ def _batch(memory, indices, reader, args, place: tuple[int, ...], accelerator) -
     pixel_values = reader.normalise(images.to(accelerator.device))
     generator = seeded_generator(*place, accelerator.process_index)
     return augment(pixel_values, args.augmentation, args.crop_scale, generator), labels.to(accelerator.device)
-
-
-def distillation(logits, pixel_values, labels, teacher, temperature: float, known: float) -> torch.Tensor:
-    """Return T^2 KL(teacher || model) over the classes of the teacher, averaged over the images of those classes.
-
-    Images of other classes are left out: what a teacher says of a class that it does not know is not worth keeping.
-    The mean over processes with as many images each is that of the whole batch.
-
-    Args:
-        logits (`torch.Tensor` of shape `(B, C)`): Those of the model.
-        pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): The images.
-        labels (`torch.Tensor` of shape `(B,)`): Their classes.
-        teacher (`WakeSleepForImageClassification`, *optional*): Knows the first of the classes.
-        temperature (`float`): Of both softmaxes.
-        known (`float`): Share of the images, over all processes, whose classes the teacher knows; 0 without one.
-    """
-    if not known:
-        return logits.new_zeros(())
-    with torch.no_grad():
-        target = teacher(pixel_values=pixel_values).classifier_logits.float()  # (B, C_old)
-    student = (logits[:, : target.shape[1]] / temperature).log_softmax(dim=-1)
-    target = (target / temperature).log_softmax(dim=-1)
-    divergence = F.kl_div(student, target, log_target=True, reduction="none").sum(dim=-1)  # (B,)
-    return temperature**2 * (divergence * (labels < target.shape[1])).mean() / known
-
-
-def snapshot(model: WakeSleepForImageClassification) -> WakeSleepForImageClassification:
-    """Return a frozen copy of a model, in evaluation mode: a teacher."""
-    return copy.deepcopy(model).requires_grad_(False).eval()

@@ -16,7 +16,6 @@ from .images import ImageReader
 from .importance import freeze_synapses
 from .lora import default_lora_config
 from .memory import SemiParametricMemory
-from .modeling_wakesleep import WakeSleepForImageClassification
 from .processes import share_buffers, share_synapses
 from .recall import held_out_accuracy, update_recall
 from .replay import Replay
@@ -31,9 +30,7 @@ class SleepReport:
         steps (`int`): Optimizer steps.
         images (`int`): Memories replayed, repetitions included.
         seconds (`float`): Wall-clock time, recall included.
-        loss (`float`): Mean total loss of NREM over its last steps, a tenth as many as the sleep has.
-        cross_entropy (`float`): Its part that classifies.
-        distillation (`float`): Its part that distils, before weighting.
+        loss (`float`): Mean loss of NREM over its last steps, a tenth as many as the sleep has.
         rem_loss (`float`): Mean loss of REM over its last steps; NaN without REM.
         recall_weight (`float`): Weight of recall in predictions from now on.
         held_out_accuracy_before (`float`): Accuracy, before it, on the memories that are held out of this sleep (the
@@ -47,8 +44,6 @@ class SleepReport:
     images: int
     seconds: float
     loss: float
-    cross_entropy: float
-    distillation: float
     rem_loss: float
     recall_weight: float
     held_out_accuracy_before: float
@@ -73,7 +68,6 @@ def consolidate(  # noqa: PLR0913
     reader: ImageReader,
     args: ContinualTrainingArguments,
     *,
-    teacher: WakeSleepForImageClassification | None = None,
     before: torch.Tensor | None = None,
     place: tuple[int, ...] = (0,),
     accelerator: Accelerator | None = None,
@@ -84,17 +78,15 @@ def consolidate(  # noqa: PLR0913
 ) -> SleepReport:
     """Sleep: replay memories of all classes into the network, bring recall up to date, and freeze what matters most.
 
-    A step is NREM or REM, in `sleep_cycles` cycles of which the last `rem_share` is REM. The loss in NREM is
-    cross-entropy over all classes plus `distillation_weight` times the divergence from the teacher on the classes that
-    the teacher knows (Hinton et al. 2015); in REM it is the cross-entropy of recombined memories. The number of steps
-    is fixed, so a sleep costs the same after every task. A nap is the steps alone; recall stays as it is.
+    A step is NREM or REM, in `sleep_cycles` cycles of which the last `rem_share` is REM. The loss is the
+    cross-entropy over all classes, in REM that of recombined memories. The number of steps is fixed, so a sleep costs
+    the same after every task. A nap is the steps alone; recall stays as it is.
 
     Args:
         model (`torch.nn.Module`): A [`WakeSleepForImageClassification`], bare or prepared by `accelerator`.
         memory ([`SemiParametricMemory`]): Read; of its state only the synapses change, if `freeze_fraction` says so.
         reader ([`ImageReader`]): Turns decoded images into the model's input.
-        args ([`ContinualTrainingArguments`]): `sleep_*`, `distillation_*`, `augmentation`, `freeze_fraction`, ...
-        teacher ([`WakeSleepForImageClassification`], *optional*): The network to stay close to.
+        args ([`ContinualTrainingArguments`]): `sleep_*`, `augmentation`, `freeze_fraction`, ...
         before (`torch.Tensor` of shape `(M, D)`, *optional*): What [`landmark_features`] gave when recall's statistics
             were right: they are carried along from there, instead of computed anew from memory.
         place (`tuple[int, ...]`, defaults to `(0,)`): Number of the task, from 0, and for a nap the step of wake that
@@ -123,7 +115,6 @@ def consolidate(  # noqa: PLR0913
     start, is_nap = time.perf_counter(), len(place) > 1
     accelerator = accelerator or Accelerator()
     bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False).to(accelerator.device)
-    teacher = None if teacher is None else teacher.to(accelerator.device)
     bare.__dict__.pop("_is_accelerate_prepared", None)  # a wrapper of wake knows only what wake trained
     guard = guard or StepGuard(args, accelerator)
     with _memory_advice("`sleep_batch_size`", args.sleep_batch_size):
@@ -132,7 +123,6 @@ def consolidate(  # noqa: PLR0913
             memory,
             reader,
             args,
-            teacher=teacher,
             place=place,
             accelerator=accelerator,
             guard=guard,
@@ -152,15 +142,12 @@ def consolidate(  # noqa: PLR0913
         if args.freeze_fraction and not is_nap:
             memory.set_synapses(share_synapses(accelerator, freeze_synapses(bare, memory, reader, args, place[0])))
     frozen_fraction, frozen = (0.0, {}) if memory.synapses is None else memory.synapses.shares(bare)
-    loss, cross_entropy, distillation = replay.mean_losses()
     return SleepReport(
         steps=args.sleep_steps,
         images=args.sleep_steps * args.sleep_batch_size,
         seconds=replay.seconds_before + time.perf_counter() - start,
-        loss=loss,
-        cross_entropy=cross_entropy,
-        distillation=distillation,
-        rem_loss=replay.mean_losses("rem")[0],
+        loss=replay.mean_loss(),
+        rem_loss=replay.mean_loss("rem"),
         recall_weight=bare.config.recall_weight,
         held_out_accuracy_before=replay.accuracy_before,
         held_out_accuracy=accuracy,

@@ -29,7 +29,7 @@ from .modeling_wakesleep import WakeSleepForImageClassification
 from .plasticity import set_plasticity
 from .processes import check_equal, checksums, share_buffers, share_tensor
 from .recall import update_recall
-from .replay import Replay, snapshot
+from .replay import Replay
 from .shards import unwrap
 from .signals import StopSignals
 from .sleep import SleepReport, consolidate
@@ -78,7 +78,6 @@ class TaskTrainer(ClassifierTrainer):
             )
         self._signals = StopSignals()
         self._sleep_report: SleepReport | None = None
-        self._teacher: WakeSleepForImageClassification | None = None
         self._sleep_state: dict | None = None
         self._before: torch.Tensor | None = None
         self._wake_replay: WakeReplay | None = None
@@ -205,7 +204,6 @@ class TaskTrainer(ClassifierTrainer):
         self.state.global_step = 0
         self._sleep_state = None
         self._is_inside_task = True
-        self._teacher = snapshot(self.model) if self._distils else None
         set_seed(self.args.seed + number)
         task = self.tasks[number]
         new = [name for name in task.classes if name not in self.model.config.label2id]
@@ -237,7 +235,6 @@ class TaskTrainer(ClassifierTrainer):
                 self.memory,
                 self.reader,
                 self.args,
-                teacher=self._teacher,
                 before=self._before,
                 place=(self.task_number,),
                 accelerator=self.accelerator,
@@ -261,7 +258,6 @@ class TaskTrainer(ClassifierTrainer):
             self.memory,
             self.reader,
             args,
-            teacher=self._teacher,
             place=(self.task_number, self.state.global_step),
             accelerator=self.accelerator,
             guard=self.guard,
@@ -351,10 +347,6 @@ class TaskTrainer(ClassifierTrainer):
     @property
     def _names(self) -> list[str]:
         return [record.name for record in self.history.records]
-
-    @property
-    def _distils(self) -> bool:
-        return self.args.distillation_weight > 0 and self.args.sleep_steps > 0 and len(self.model.config.classes) > 0
 
     def _wake_pass(self) -> WakePass:
         return WakePass(self.model, self.reader, self.args, self.accelerator)

@@ -21,7 +21,6 @@ WHOLE = {
     "sleep_cycles": (1, MOST),
     "sleep_every_n_steps": (0, MOST),
     "nap_steps": (1, MOST),
-    "alignment_steps": (0, MOST),
     "importance_images": (1, MOST),
     "lora_rank": (1, MOST),
     "per_device_train_batch_size": (1, MOST),
@@ -39,7 +38,6 @@ CHOICES = (
     "memory_selection",
     "non_finite_loss",
     "recall_update",
-    "recombination",
     "sleep_lr_scheduler_type",
     "sleep_plasticity",
     "wake_plasticity",
@@ -58,8 +56,6 @@ NUMBERS = {
     "save_steps": (lambda value: value >= 0, "at least 0"),
     "eval_delay": (lambda value: value >= 0, "at least 0"),
     "sleep_learning_rate": (lambda value: value > 0, "positive"),
-    "distillation_weight": (lambda value: value >= 0, "at least 0"),
-    "distillation_temperature": (lambda value: value > 0, "positive"),
     "backbone_learning_rate_ratio": (lambda value: value >= 0, "at least 0"),
     "held_out_share": (lambda value: 0 <= value < 1, "in [0, 1)"),
     "rem_share": (lambda value: 0 <= value <= 1, "in [0, 1]"),
@@ -202,21 +198,6 @@ class ContinualTrainingArguments(TrainingArguments):
         default=0.0,
         metadata={"help": "Share of every cycle that is REM, in which memories are recombined; 0 for NREM alone."},
     )
-    recombination: str = field(
-        default="mixup",
-        metadata={
-            "help": "What REM makes of two memories: 'mixup' (their weighted mean) or 'cutmix' (a part of one in the "
-            "other).",
-            "choices": ["mixup", "cutmix"],
-        },
-    )
-    alignment_steps: int = field(
-        default=0,
-        metadata={
-            "help": "Steps at the end of each sleep in which the classifier alone is trained on feature vectors drawn "
-            "around the class means of recall."
-        },
-    )
     sleep_every_n_steps: int = field(
         default=0, metadata={"help": "Take a nap of `nap_steps` after so many steps of wake. 0 for no naps."}
     )
@@ -250,15 +231,6 @@ class ContinualTrainingArguments(TrainingArguments):
             "help": "Rank of the factors that 'lora' puts into all linear layers of the backbone, unless the trainer "
             "is given a `lora_config`."
         },
-    )
-    distillation_weight: float = field(
-        default=0.0,
-        metadata={
-            "help": "Weight in sleep of distillation, on old classes, towards the network before the task; 0 for none."
-        },
-    )
-    distillation_temperature: float = field(
-        default=2.0, metadata={"help": "Temperature of both softmaxes in distillation."}
     )
     freeze_fraction: float = field(
         default=0.0,

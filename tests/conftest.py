@@ -53,7 +53,6 @@ FAST = {
     "sleep_steps": 5,
     "sleep_batch_size": 16,
     "sleep_learning_rate": 3e-3,
-    "distillation_weight": 0.3,
     "backbone_learning_rate_ratio": 1.0,
     "save_strategy": "no",
     "report_to": "none",

@@ -58,8 +58,8 @@ def cases(folder: Path) -> list[Case]:
 def _arguments(folder: Path) -> Iterator[Case]:
     bad = (NAN, INF, -INF, -1, "x", None, [], True)
     numbers = (
-        *("learning_rate", "num_train_epochs", "weight_decay", "sleep_learning_rate", "distillation_weight"),
-        *("distillation_temperature", "backbone_learning_rate_ratio", "crop_scale"),
+        *("learning_rate", "num_train_epochs", "weight_decay", "sleep_learning_rate"),
+        *("backbone_learning_rate_ratio", "crop_scale"),
     )
     wholes = ("codec_fit_steps", "sleep_steps", "sleep_batch_size", "per_device_train_batch_size", "lora_rank")
     values = {
@@ -78,7 +78,7 @@ def _arguments(folder: Path) -> Iterator[Case]:
     for name, given in values.items():
         for value in given:
             yield Case(f"{name}={value!r}", _args(folder, **{name: value}), f"`{name}` must be|`{name}`")
-    for name, value in {"crop_scale": 0, "sleep_learning_rate": 0, "distillation_temperature": 0.0}.items():
+    for name, value in {"crop_scale": 0, "sleep_learning_rate": 0}.items():
         yield Case(f"{name}={value!r}", _args(folder, **{name: value}), f"`{name}` must be")
     for name, value in {"sleep_steps": 0, "recall_weight": 1, "codec_quality": 0, "crop_scale": 1}.items():
         yield Case(f"{name}={value!r}", _args(folder, name, **{name: value}), None, value)

@@ -54,7 +54,7 @@ def make_history(class_lists, accuracy=None, **stream) -> History:
             wake_seconds=1.5,
             sleep_images=320,
             sleep_seconds=2.5,
-            sleep={"steps": 20, "loss": 0.5, "cross_entropy": 0.4, "distillation": 0.2, "held_out_accuracy": math.nan},
+            sleep={"steps": 20, "loss": 0.5, "held_out_accuracy": math.nan},
         )
         for number, classes in enumerate(class_lists, start=1)
     ]
@@ -100,7 +100,7 @@ def test_the_card_says_what_was_learned_how_well_and_how(make_facts, make_args):
     assert (
         "2 to 2 per class, 2.0 on average. The budget is 20,000,000 bytes, the codec `webp` with `quality=50`" in card
     )
-    assert "| task-03 | 200 | 1.5 | 20 | 320 | 2.5 | 0.5000 | 0.4000 | 0.2000 | – | 0.25 |" in card
+    assert "| task-03 | 200 | 1.5 | 20 | 320 | 2.5 | 0.5000 | – | 0.25 |" in card
     assert "`sleep_steps=33`" in card
     assert "in the order above, drawn from seed 1993" in card
     assert "[uoft-cs/cifar100](https://huggingface.co/datasets/uoft-cs/cifar100), revision `0123abc`" in card
@@ -260,7 +260,6 @@ def test_settings_are_what_differs_from_the_defaults(make_model, make_args):
         "sleep_steps": 33,
         "sleep_batch_size": 16,
         "sleep_learning_rate": 3e-3,
-        "distillation_weight": 0.3,
         "backbone_learning_rate_ratio": 1.0,
         "lr_scheduler_type": "cosine",
         "seed": 5,

@@ -1,15 +1,13 @@
-"""Recombination: when sleep dreams, what it mixes, and the classifier aligned with recall."""
+"""Recombination: when sleep dreams, and what it mixes."""
 
 import copy
 
 import numpy as np
-import pytest
 import torch
 from conftest import equal_states
 
 from hf_wakesleep import consolidate
-from hf_wakesleep.recall import update_recall
-from hf_wakesleep.recombination import align_classifier, is_rem, recombine
+from hf_wakesleep.recombination import is_rem, recombine
 
 
 def test_the_last_share_of_every_cycle_is_rem():
@@ -19,12 +17,11 @@ def test_the_last_share_of_every_cycle_is_rem():
     assert all(is_rem(step, 10, 3, 1.0) for step in range(10))
 
 
-@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_targets_are_mixed_as_the_pixels_are(kind):
+def test_targets_are_mixed_as_the_pixels_are():
     torch.manual_seed(0)
     labels = torch.arange(4)
     images = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 8)  # an image of class c is c all over
-    mixed, targets = recombine(images, labels, 5, kind)
+    mixed, targets = recombine(images, labels, 5)
     assert mixed.shape == images.shape
     assert targets.shape == (4, 5)
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(4))
@@ -40,31 +37,10 @@ def test_rem_and_nrem_report_losses_of_their_own(asleep, make_args):
     assert np.isnan(consolidate(model, memory, reader, make_args(rem_share=1.0)).loss)
 
 
-@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_a_sleep_with_dreams_teaches_and_is_the_same_again(asleep, make_args, kind):
+def test_a_sleep_with_dreams_teaches_and_is_the_same_again(asleep, make_args):
     model, memory, reader = asleep
     twin = copy.deepcopy(model)
-    args = make_args(sleep_steps=100, sleep_batch_size=32, rem_share=0.4, recombination=kind)
+    args = make_args(sleep_steps=100, sleep_batch_size=32, rem_share=0.4)
     reports = [consolidate(sleeper, memory, reader, args) for sleeper in (model, twin)]
     assert equal_states(model, twin)
     assert reports[0].held_out_accuracy > 0.7 > reports[0].held_out_accuracy_before
-
-
-def test_alignment_teaches_the_classifier_what_recall_knows(asleep, make_args):
-    model, memory, reader = asleep
-    update_recall(model, memory, reader, make_args())
-    backbone, recall = copy.deepcopy(model.backbone), copy.deepcopy(model.head.recall)
-    images, labels = memory.read(np.arange(len(memory)))
-    with torch.no_grad():
-        features = model.eval().extract_features(reader.normalise(images).to(model.device))
-
-    def accuracy(part):
-        return (part(features).argmax(dim=-1).cpu() == labels).float().mean().item()
-
-    before = accuracy(model.head.classifier)
-    loss = align_classifier(model, make_args(alignment_steps=200, sleep_learning_rate=3e-2), task=0)
-    assert loss < 1.0
-    assert accuracy(model.head.classifier) > max(before + 0.1, accuracy(model.head.recall) - 0.1)
-    assert equal_states(model.backbone, backbone)
-    assert equal_states(model.head.recall, recall)
-    assert all(parameter.grad is None for parameter in model.parameters())

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import NAMES, equal_states
-from torch.nn import functional as F
 
 from hf_wakesleep import RawCodec, SemiParametricMemory, consolidate
 from hf_wakesleep.balance import held_out_mask
-from hf_wakesleep.replay import distillation, snapshot
 
 
 def accuracy(model, memory, reader, part="logits") -> float:
@@ -26,8 +24,7 @@ def test_a_network_learns_from_its_memories_alone(asleep, make_args):
     assert accuracy(model, memory, reader, "classifier_logits") > 0.85
     assert accuracy(model, memory, reader) > 0.85
     assert (report.steps, report.images) == (150, 150 * 32)
-    assert report.loss == pytest.approx(report.cross_entropy)
-    assert report.distillation == 0
+    assert report.loss > 0
     assert report.held_out_accuracy > 0.7
     assert report.recall_weight == model.config.recall_weight
     assert report.seconds > 0
@@ -38,9 +35,7 @@ def test_the_same_sleep_gives_the_same_weights(asleep, make_args):
     twin = copy.deepcopy(model)
     for sleeper in (model, twin):
         torch.manual_seed(0)
-        consolidate(
-            sleeper, memory, reader, make_args(augmentation="crop-flip"), teacher=snapshot(sleeper), place=(3,)
-        )
+        consolidate(sleeper, memory, reader, make_args(augmentation="crop-flip"), place=(3,))
     assert equal_states(model, twin)
 
 
@@ -69,39 +64,6 @@ def test_an_empty_memory_is_refused(asleep, make_args):
     model, _, reader = asleep
     with pytest.raises(ValueError, match="the memory is empty"):
         consolidate(model, SemiParametricMemory(RawCodec(), None, NAMES), reader, make_args())
-
-
-def test_distillation_is_the_divergence_from_the_teacher_on_old_classes_of_old_images():
-    generator = torch.Generator().manual_seed(0)
-    student, taught = torch.randn(4, 5, generator=generator), torch.randn(4, 3, generator=generator)
-    labels, temperature = torch.tensor([0, 2, 4, 3]), 2.0
-
-    def teacher(pixel_values):
-        return type("Output", (), {"classifier_logits": taught})
-
-    expected = 0.0
-    for row in (0, 1):  # the labels that the teacher knows
-        p = (taught[row] / temperature).softmax(dim=0)
-        q = (student[row, :3] / temperature).softmax(dim=0)
-        expected += float((p * (p / q).log()).sum()) * temperature**2 / 2
-    value = distillation(student, None, labels, teacher, temperature, known=0.5)
-    assert value.item() == pytest.approx(expected, rel=1e-5)
-    assert distillation(student, None, labels, None, temperature, known=0.0) == 0
-
-
-def test_a_heavy_distillation_keeps_the_old_answers(asleep, make_args):
-    model, memory, reader = asleep
-    images, _ = memory.read(np.arange(40))
-    drift = []
-    for weight in (0.0, 100.0):
-        sleeper = copy.deepcopy(model)
-        teacher = snapshot(model)
-        args = make_args(distillation_weight=weight, sleep_steps=30, learning_rate=1e-3)
-        consolidate(sleeper, memory, reader, args, teacher=teacher)
-        with torch.no_grad():
-            new, old = (m.eval()(reader.normalise(images).to(m.device)).classifier_logits for m in (sleeper, teacher))
-        drift.append(F.kl_div(new.log_softmax(-1), old.log_softmax(-1), log_target=True, reduction="batchmean"))
-    assert drift[1] < 0.2 * drift[0]
 
 
 @pytest.mark.parametrize("share", [0.1, 0.4, 0.0])

@@ -52,8 +52,6 @@ def test_every_field_has_help(field):
         ("sleep_batch_size", 0),
         ("lora_rank", 0),
         ("sleep_learning_rate", 0.0),
-        ("distillation_weight", -0.1),
-        ("distillation_temperature", 0.0),
         ("backbone_learning_rate_ratio", -1.0),
         ("recall_weight", 1.1),
         ("crop_scale", 0.0),

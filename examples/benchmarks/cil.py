@@ -12,7 +12,7 @@ as memory. Each run becomes one file in `runs`, and is not run again; table and 
 
 `--set name=value` overrides a training argument of `wakesleep`, under a `--name` of its own:
 
-    python examples/benchmarks/cil.py --methods wakesleep --set distillation_weight=0.3 --name distillation
+    python examples/benchmarks/cil.py --methods wakesleep --set sleep_average=0.9 --name average
 """
 
 import argparse

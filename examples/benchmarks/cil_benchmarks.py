@@ -57,7 +57,6 @@ SCRATCH_WAKESLEEP = {
     "num_train_epochs": 1,
     "sleep_batch_size": 32,
     "sleep_learning_rate": 1e-3,
-    "distillation_weight": 0.0,
 }
 
 CIFAR = Benchmark(
@@ -134,7 +133,6 @@ BENCHMARKS = {
             "sleep_steps": 60,
             "sleep_batch_size": 64,
             "sleep_learning_rate": 1e-3,
-            "distillation_weight": 0.0,
             "held_out_share": 0.0,
             "recall_weight": 0.6,
         },
