@@ -354,7 +354,7 @@ def test_without_memory_the_card_says_so(make_facts):
     assert "No memory is kept." in card
     assert "this one has not slept" in card
     assert "the codes of" not in card
-    assert "| task-01 | 200 | 1.5 | – | 320 | 2.5 | – | – | – | – | 0.25 |" in card
+    assert "| task-01 | 200 | 1.5 | – | 320 | 2.5 | – | – | 0.25 |" in card
 
 
 def test_a_model_without_history_has_a_card(make_model):
