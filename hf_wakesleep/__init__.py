@@ -5,53 +5,53 @@ from typing import TYPE_CHECKING
 
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from .configuration_wakesleep import WakeSleepConfig
-from .modeling_wakesleep import WakeSleepForImageClassification
+from .model.configuration_wakesleep import WakeSleepConfig
+from .model.modeling_wakesleep import WakeSleepForImageClassification
 
 if TYPE_CHECKING:
-    from .budget import MemoryBytes
-    from .callbacks import SleepCallback
-    from .codec import Codec, CodecError, RawCodec, WebPCodec
-    from .codec_networks import LearnedNetworks
-    from .codec_training import CodecTraining
-    from .digests_wakesleep import check_digests
-    from .head_wakesleep import SemiParametricHead
-    from .herding import herding_ranks
-    from .history import History
-    from .hub import publish_stage, push_card, push_pending
-    from .learned_codec import LearnedCodec
-    from .memory import SemiParametricMemory
-    from .model_card import CardFacts, collect_facts, render_model_card
-    from .modeling_wakesleep import WakeSleepOutput
-    from .sleep import SleepReport, consolidate
-    from .synapses import Synapses
-    from .tasks import ClassIncrementalStream, DomainIncrementalStream, Task, TaskStream
-    from .trainer import ContinualTrainer
-    from .training_args import ContinualTrainingArguments
+    from .codecs.base import Codec, CodecError, RawCodec, WebPCodec
+    from .codecs.learned.codec import LearnedCodec
+    from .codecs.learned.networks import LearnedNetworks
+    from .codecs.learned.training import CodecTraining
+    from .data.streams import ClassIncrementalStream, DomainIncrementalStream, Task, TaskStream
+    from .learning.arguments import ContinualTrainingArguments
+    from .learning.callbacks import SleepCallback
+    from .learning.sleep import SleepReport, consolidate
+    from .learning.trainer import ContinualTrainer
+    from .memory.budget import MemoryBytes
+    from .memory.herding import herding_ranks
+    from .memory.memory import SemiParametricMemory
+    from .memory.synapses import Synapses
+    from .model.digests_wakesleep import check_digests
+    from .model.head_wakesleep import SemiParametricHead
+    from .model.modeling_wakesleep import WakeSleepOutput
+    from .reporting.card import CardFacts, collect_facts, render_model_card
+    from .reporting.history import History
+    from .stages.hub import publish_stage, push_card, push_pending
 
 __version__ = "0.1.0"
 
 # Imported on first use: a program that only predicts does not pay for the Trainer, datasets and matplotlib.
 _MODULES = {
-    "budget": ["MemoryBytes"],
-    "callbacks": ["SleepCallback"],
-    "codec": ["Codec", "CodecError", "RawCodec", "WebPCodec"],
-    "codec_networks": ["LearnedNetworks"],
-    "codec_training": ["CodecTraining"],
-    "digests_wakesleep": ["check_digests"],
-    "head_wakesleep": ["SemiParametricHead"],
-    "herding": ["herding_ranks"],
-    "history": ["History"],
-    "hub": ["publish_stage", "push_card", "push_pending"],
-    "learned_codec": ["LearnedCodec"],
-    "memory": ["SemiParametricMemory"],
-    "model_card": ["CardFacts", "collect_facts", "render_model_card"],
-    "modeling_wakesleep": ["WakeSleepOutput"],
-    "sleep": ["SleepReport", "consolidate"],
-    "synapses": ["Synapses"],
-    "tasks": ["ClassIncrementalStream", "DomainIncrementalStream", "Task", "TaskStream"],
-    "trainer": ["ContinualTrainer"],
-    "training_args": ["ContinualTrainingArguments"],
+    "memory.budget": ["MemoryBytes"],
+    "learning.callbacks": ["SleepCallback"],
+    "codecs.base": ["Codec", "CodecError", "RawCodec", "WebPCodec"],
+    "codecs.learned.networks": ["LearnedNetworks"],
+    "codecs.learned.training": ["CodecTraining"],
+    "model.digests_wakesleep": ["check_digests"],
+    "model.head_wakesleep": ["SemiParametricHead"],
+    "memory.herding": ["herding_ranks"],
+    "reporting.history": ["History"],
+    "stages.hub": ["publish_stage", "push_card", "push_pending"],
+    "codecs.learned.codec": ["LearnedCodec"],
+    "memory.memory": ["SemiParametricMemory"],
+    "reporting.card": ["CardFacts", "collect_facts", "render_model_card"],
+    "model.modeling_wakesleep": ["WakeSleepOutput"],
+    "learning.sleep": ["SleepReport", "consolidate"],
+    "memory.synapses": ["Synapses"],
+    "data.streams": ["ClassIncrementalStream", "DomainIncrementalStream", "Task", "TaskStream"],
+    "learning.trainer": ["ContinualTrainer"],
+    "learning.arguments": ["ContinualTrainingArguments"],
 }
 _LAZY = {name: module for module, names in _MODULES.items() for name in names}
 

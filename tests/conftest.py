@@ -30,7 +30,7 @@ from hf_wakesleep import (
     WakeSleepConfig,
     WakeSleepForImageClassification,
 )
-from hf_wakesleep.images import ImageReader, TaskImages, make_image_processor
+from hf_wakesleep.data.images import ImageReader, TaskImages, make_image_processor
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("fixed")

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from hf_wakesleep.codec import sealed
-from hf_wakesleep.digests_wakesleep import write_digests
+from hf_wakesleep.codecs.base import sealed
+from hf_wakesleep.model.digests_wakesleep import write_digests
 
 CODES, CODEC, MEMORY = "memory/codes.parquet", "memory/codec.safetensors", "memory/memory.json"
 CONFIG, WEIGHTS, HISTORY = "config.json", "model.safetensors", "history.json"

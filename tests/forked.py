@@ -9,7 +9,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-_PRELOADED = ["hf_wakesleep.trainer", "hf_wakesleep.learned_codec", "accelerate.utils.fsdp_utils", "sklearn.datasets"]
+_PRELOADED = [
+    "hf_wakesleep.learning.trainer",
+    "hf_wakesleep.codecs.learned.codec",
+    "accelerate.utils.fsdp_utils",
+    "sklearn.datasets",
+]
 
 
 def forkserver() -> multiprocessing.context.ForkServerContext:

@@ -23,9 +23,9 @@ from hf_wakesleep import (
     WakeSleepConfig,
     WebPCodec,
 )
-from hf_wakesleep.budget import parse_bytes
-from hf_wakesleep.codec import sealed
-from hf_wakesleep.images import ImageReader, TaskImages, make_image_processor, open_image
+from hf_wakesleep.codecs.base import sealed
+from hf_wakesleep.data.images import ImageReader, TaskImages, make_image_processor, open_image
+from hf_wakesleep.memory.budget import parse_bytes
 
 NAN, INF = float("nan"), float("inf")
 

@@ -34,7 +34,7 @@ from hf_wakesleep import (
     collect_facts,
     render_model_card,
 )
-from hf_wakesleep.digests_wakesleep import write_digests
+from hf_wakesleep.model.digests_wakesleep import write_digests
 
 SECONDS = 60  # that loading a stage in every way may take, on a busy machine, before it counts as a hang
 REFUSALS = (ValueError, OSError)  # documented; anything else that escapes is a crash

@@ -141,7 +141,7 @@ def learn(folder: Path, accidents: tuple[str, ...], changes: dict) -> None:
 
 
 def _befall(trainer, accidents: tuple[str, ...]) -> None:
-    from hf_wakesleep.replay import Replay
+    from hf_wakesleep.learning.replay import Replay
 
     rank = trainer.args.process_index
     if "leave" in accidents:  # one process changes a weight for itself
@@ -150,7 +150,7 @@ def _befall(trainer, accidents: tuple[str, ...]) -> None:
         watch = trainer.guard.watch
         trainer.guard.watch = lambda loss: watch(loss / (rank or trainer.state.global_step != 3))
     if "noise" in accidents and rank == 1:  # one process sums features to other bits
-        from hf_wakesleep.head_wakesleep import Recall
+        from hf_wakesleep.model.head_wakesleep import Recall
 
         update = Recall.update
         Recall.update = lambda recall, features, labels: update(recall, features * (1 + 1e-6), labels)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_wakesleep.augment import augment, seeded_generator
+from hf_wakesleep.data.augmentation import augment, seeded_generator
 
 IMAGES = torch.rand(16, 3, 8, 12, generator=torch.Generator().manual_seed(0))
 

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from hf_wakesleep import WakeSleepConfig, WakeSleepForImageClassification
-from hf_wakesleep.backbone_wakesleep import BackboneCall, find_pooling, pool
+from hf_wakesleep.model.backbone_wakesleep import BackboneCall, find_pooling, pool
 
 sys.path.insert(0, str(EXAMPLES / "benchmarks"))
 backbones = importlib.import_module("backbones")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_wakesleep.balance import held_out_mask, spread
+from hf_wakesleep.memory.sampling import held_out_mask, spread
 
 
 def mask_of(labels, share=0.1, tasks=None):

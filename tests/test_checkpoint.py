@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_wakesleep.checkpoint import (
+from hf_wakesleep.stages.checkpoint import (
     LAST_WRITTEN,
     checkpoints_of,
     clean,

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hf_wakesleep import Codec, CodecError, RawCodec, WebPCodec
-from hf_wakesleep.codec import sealed, unsealed
-from hf_wakesleep.codecs import CODECS, make_codec
+from hf_wakesleep.codecs.base import sealed, unsealed
+from hf_wakesleep.codecs.registry import CODECS, make_codec
 
 
 def smooth_images(count=3, height=16, width=24):

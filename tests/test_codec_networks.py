@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_wakesleep import LearnedNetworks
-from hf_wakesleep.codec_networks import FIT_LAYERS
+from hf_wakesleep.codecs.learned.networks import FIT_LAYERS
 
 
 def test_packed_networks_hold_a_byte_for_a_weight_and_come_back_equal():

@@ -7,9 +7,9 @@ import torch
 from sklearn.datasets import load_sample_images
 
 from hf_wakesleep import CodecTraining, LearnedNetworks
-from hf_wakesleep.codec_networks import FIT_LAYERS
-from hf_wakesleep.codec_training import random_crops
-from hf_wakesleep.transforms import pad_to_blocks
+from hf_wakesleep.codecs.learned.networks import FIT_LAYERS
+from hf_wakesleep.codecs.learned.training import random_crops
+from hf_wakesleep.codecs.learned.transforms import pad_to_blocks
 
 
 def photographs():

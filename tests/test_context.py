@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from hf_wakesleep.context import ContextModel, logistic_bits, passes
-from hf_wakesleep.transforms import LATENTS
+from hf_wakesleep.codecs.learned.context import ContextModel, logistic_bits, passes
+from hf_wakesleep.codecs.learned.transforms import LATENTS
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (4, 4), (3, 2)])

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from hf_wakesleep import RawCodec, WebPCodec
-from hf_wakesleep.codec import CodecError
-from hf_wakesleep.decoded import DecodedImages
+from hf_wakesleep.codecs.base import CodecError
+from hf_wakesleep.memory.cache import DecodedImages
 
 
 class CountingCodec(RawCodec):

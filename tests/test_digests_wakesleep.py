@@ -12,8 +12,8 @@ from mutations import make_run
 
 import hf_wakesleep
 from hf_wakesleep import ContinualTrainer, ContinualTrainingArguments, History, WakeSleepForImageClassification
-from hf_wakesleep.digests_wakesleep import check_digests, write_digests
-from hf_wakesleep.hub import publish_stage
+from hf_wakesleep.model.digests_wakesleep import check_digests, write_digests
+from hf_wakesleep.stages.hub import publish_stage
 
 PACKAGE = Path(hf_wakesleep.__file__).parent
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_wakesleep.context import MEAN_STEPS, SCALES
-from hf_wakesleep.entropy import ONE, BinaryTables, Contexts, Reader, Writer
+from hf_wakesleep.codecs.learned.context import MEAN_STEPS, SCALES
+from hf_wakesleep.codecs.learned.entropy import ONE, BinaryTables, Contexts, Reader, Writer
 
 TABLES = BinaryTables.from_logistic()
 

@@ -6,7 +6,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset, Value
 from torch.utils.data import ConcatDataset, Subset
 
-from hf_wakesleep.eval_datasets import EvalSets, LabelReader, as_images
+from hf_wakesleep.data.evaluation import EvalSets, LabelReader, as_images
 
 NAMES = ["0", "1", "2", "3"]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_wakesleep.exact import ACTIVATION_MAX, ACTIVATION_STEPS, ExactConv2d, activate
+from hf_wakesleep.codecs.learned.exact import ACTIVATION_MAX, ACTIVATION_STEPS, ExactConv2d, activate
 
 
 def make_conv(*args, seed=0, **kwargs):

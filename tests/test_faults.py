@@ -14,9 +14,9 @@ from PIL import Image as Pillow
 from runs import assert_same_end
 
 from hf_wakesleep import ClassIncrementalStream, WakeSleepForImageClassification
-from hf_wakesleep.files import find_leftovers
-from hf_wakesleep.images import TaskImages
-from hf_wakesleep.stage import find_stages
+from hf_wakesleep.data.images import TaskImages
+from hf_wakesleep.stages.stage import find_stages
+from hf_wakesleep.storage.atomic import find_leftovers
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_wakesleep.files import restore_folders, whole_folder, write_whole
+from hf_wakesleep.storage.atomic import restore_folders, whole_folder, write_whole
 
 
 def content_of(folder):

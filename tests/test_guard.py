@@ -11,8 +11,8 @@ from runs import assert_same_end
 from transformers import TrainerCallback
 
 from hf_wakesleep import WakeSleepForImageClassification, consolidate
-from hf_wakesleep.replay import Replay
-from hf_wakesleep.stage import find_stages
+from hf_wakesleep.learning.replay import Replay
+from hf_wakesleep.stages.stage import find_stages
 
 SETTINGS = {"num_train_epochs": 2, "sleep_steps": 10, "save_strategy": "steps", "save_steps": 4}
 

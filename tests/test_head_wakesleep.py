@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from hf_wakesleep import SemiParametricHead, WakeSleepConfig
-from hf_wakesleep.head_wakesleep import Recall
+from hf_wakesleep.model.head_wakesleep import Recall
 
 D = 6
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from hf_wakesleep import History
-from hf_wakesleep.history import TaskRecord
-from hf_wakesleep.plots import plot_history, save_history_plot
+from hf_wakesleep.reporting.history import TaskRecord
+from hf_wakesleep.reporting.plots import plot_history, save_history_plot
 
 KEYS = {
     "accuracy_matrix",

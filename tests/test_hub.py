@@ -19,7 +19,7 @@ from hub_endpoint import HubEndpoint, client_environment
 from huggingface_hub import ModelCard
 from sklearn.datasets import load_digits
 
-from hf_wakesleep.hub import Outbox, Publisher, push_pending
+from hf_wakesleep.stages.hub import Outbox, Publisher, push_pending
 
 ROOT = Path(__file__).parents[1]
 MODULE = ROOT / "hf_wakesleep" / "evaluate_modules" / "continual_learning"
@@ -271,7 +271,7 @@ def test_a_failing_hub_stops_nothing_and_gets_every_stage_in_its_order(hub, tmp_
     hub.fail(status=500, share=0.3, seed=0)
     for _ in range(5):
         done = subprocess.run(
-            [sys.executable, "-m", "hf_wakesleep.hub", "push", str(out)],
+            [sys.executable, "-m", "hf_wakesleep", "push", str(out)],
             cwd=tmp_path,
             env=environment(hub),
             check=False,
@@ -295,7 +295,7 @@ def test_an_outage_of_a_whole_task_stops_nothing_and_no_stage_is_missing(hub, tm
 
 def test_an_upload_that_is_killed_is_taken_up_again(hub, finished, tmp_path):
     out = unsent(finished, tmp_path, Outbox(REPO))
-    command = [sys.executable, "-m", "hf_wakesleep.hub", "push", str(out)]
+    command = [sys.executable, "-m", "hf_wakesleep", "push", str(out)]
     hub.delay(0.15)
     process = subprocess.Popen(command, cwd=tmp_path, env=environment(hub))
     wait_for(lambda: any("/commit/" in path for _, path, _ in hub.requests))
@@ -303,9 +303,9 @@ def test_an_upload_that_is_killed_is_taken_up_again(hub, finished, tmp_path):
     process.wait()
     hub.clear()
     assert len(Outbox.load(out).published) < 3
-    run(hub, "-m", "hf_wakesleep.hub", "push", str(out), cwd=tmp_path)
+    run(hub, "-m", "hf_wakesleep", "push", str(out), cwd=tmp_path)
     assert_all_stages_arrived(hub, out)
-    run(hub, "-m", "hf_wakesleep.hub", "push", str(out), cwd=tmp_path)  # nothing is left to do
+    run(hub, "-m", "hf_wakesleep", "push", str(out), cwd=tmp_path)  # nothing is left to do
 
 
 def test_another_run_in_the_repository_is_left_alone(hub, tmp_path):
@@ -397,8 +397,8 @@ def test_every_refusal_is_tried_again_and_an_organisation_gets_its_private_branc
         ]
     ]
     faults.append(hub.cut(path="/commit/", in_response=True, times=1))
-    run(hub, "-m", "hf_wakesleep.hub", "push", str(out), cwd=tmp_path, succeeds=False)  # more than its patience
-    run(hub, "-m", "hf_wakesleep.hub", "push", str(out), cwd=tmp_path)
+    run(hub, "-m", "hf_wakesleep", "push", str(out), cwd=tmp_path, succeeds=False)  # more than its patience
+    run(hub, "-m", "hf_wakesleep", "push", str(out), cwd=tmp_path)
     assert all(fault.count == 1 for fault in faults)
     assert_all_stages_arrived(hub, out, "lab/digits", "dev")
     run(hub, "-c", INSPECT, cwd=tmp_path)

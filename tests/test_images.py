@@ -16,7 +16,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from hf_wakesleep import WakeSleepConfig
-from hf_wakesleep.images import ImageReader, TaskImages, make_image_processor, open_image, to_rgb
+from hf_wakesleep.data.images import ImageReader, TaskImages, make_image_processor, open_image, to_rgb
 
 
 def encoded(image, file_format="PNG") -> dict:

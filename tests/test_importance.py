@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_wakesleep import ClassIncrementalStream, SemiParametricMemory, TaskStream
-from hf_wakesleep.importance import freeze_synapses, importance, log_likelihood_gradients, most_important
+from hf_wakesleep.learning.freezing import freeze_synapses, importance, log_likelihood_gradients, most_important
 
 
 def test_importance_is_the_mean_squared_gradient_of_the_log_likelihood(asleep, make_args):

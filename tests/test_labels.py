@@ -5,7 +5,7 @@ import pytest
 from conftest import make_images
 from datasets import ClassLabel, Dataset, Features, Image, Sequence, Value
 
-from hf_wakesleep.labels import (
+from hf_wakesleep.data.columns import (
     class_names,
     find_column,
     label_array,

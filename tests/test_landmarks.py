@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from hf_wakesleep import RawCodec, SemiParametricMemory
-from hf_wakesleep.balance import held_out_mask
-from hf_wakesleep.head_wakesleep import Recall
-from hf_wakesleep.landmarks import MOST_HELD_OUT, MOST_REPLAYED, carry, landmark_features, landmarks
-from hf_wakesleep.recall import update_recall
+from hf_wakesleep.learning.drift import MOST_HELD_OUT, MOST_REPLAYED, carry, landmark_features, landmarks
+from hf_wakesleep.learning.lda import update_recall
+from hf_wakesleep.memory.sampling import held_out_mask
+from hf_wakesleep.model.head_wakesleep import Recall
 
 DIM, CLASSES, IMAGES = 6, 5, 4000
 

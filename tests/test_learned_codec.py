@@ -14,8 +14,8 @@ from sklearn.datasets import load_digits, load_sample_images
 from test_codec import damaged
 
 from hf_wakesleep import CodecError, LearnedCodec, SemiParametricMemory
-from hf_wakesleep.codec_networks import FIT_LAYERS
-from hf_wakesleep.learned_codec import WEIGHTS_FOLDER, _Header
+from hf_wakesleep.codecs.learned.codec import WEIGHTS_FOLDER, _Header
+from hf_wakesleep.codecs.learned.networks import FIT_LAYERS
 
 CODEC = LearnedCodec(quality=30)
 CODES = Path(__file__).parent / "codes"

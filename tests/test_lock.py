@@ -8,13 +8,13 @@ import time
 
 import pytest
 
-from hf_wakesleep import lock
-from hf_wakesleep.hub import Outbox, push_pending
-from hf_wakesleep.lock import folder_lock
+from hf_wakesleep.stages.hub import Outbox, push_pending
+from hf_wakesleep.storage import lock
+from hf_wakesleep.storage.lock import folder_lock
 
 HOLDER = """
 import os, sys, time
-from hf_wakesleep.lock import folder_lock
+from hf_wakesleep.storage.lock import folder_lock
 with folder_lock(sys.argv[1]):
     if os.fork():
         print("held", flush=True)

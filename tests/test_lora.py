@@ -12,11 +12,12 @@ from peft import LoraConfig
 from runs import StopError, assert_same_end, stop_at
 from transformers import TimmWrapperConfig, TrainerCallback
 
-from hf_wakesleep import ContinualTrainer, WakeSleepForImageClassification, consolidate, lora, task_trainer
-from hf_wakesleep.checkpoint import find_checkpoints, load_sleep
-from hf_wakesleep.lora import FACTORS_NAME, check_lora, factors, inject, merge, read_factors, without_factors
-from hf_wakesleep.plasticity import parameter_groups, set_plasticity
-from hf_wakesleep.replay import Replay
+from hf_wakesleep import ContinualTrainer, WakeSleepForImageClassification, consolidate
+from hf_wakesleep.learning import lora, task_trainer
+from hf_wakesleep.learning.lora import FACTORS_NAME, check_lora, factors, inject, merge, read_factors, without_factors
+from hf_wakesleep.learning.plasticity import parameter_groups, set_plasticity
+from hf_wakesleep.learning.replay import Replay
+from hf_wakesleep.stages.checkpoint import find_checkpoints, load_sleep
 
 PIXELS = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 TIMM = TimmWrapperConfig(

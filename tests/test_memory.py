@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_wakesleep import CodecError, MemoryBytes, RawCodec, SemiParametricMemory, WebPCodec
-from hf_wakesleep.code_table import INDEX_BYTES
+from hf_wakesleep.memory.table import INDEX_BYTES
 
 
 def images_of(count, seed=0, side=8):

@@ -17,8 +17,9 @@ from jinja2 import UndefinedError
 
 import hf_wakesleep
 from hf_wakesleep import ContinualTrainingArguments, History, RawCodec, SemiParametricMemory, WebPCodec
-from hf_wakesleep.history import TaskRecord
-from hf_wakesleep.model_card import CardFacts, collect_facts, render_model_card
+from hf_wakesleep.learning.settings import hyper_parameters
+from hf_wakesleep.reporting.card import CardFacts, collect_facts, render_model_card
+from hf_wakesleep.reporting.history import TaskRecord
 
 ODD_NAMES = [
     "no",
@@ -76,7 +77,7 @@ def make_facts(make_model):
         memory = SemiParametricMemory(codec or WebPCodec(), 20_000_000, history.classes)
         labels = np.repeat(np.arange(len(history.classes)), 2)
         memory.write([str(row).encode() for row in range(len(labels))], labels, task=0)
-        return collect_facts(model, history, memory, args, "me/animals")
+        return collect_facts(model, history, memory, None if args is None else hyper_parameters(args), "me/animals")
 
     return build
 
@@ -253,7 +254,7 @@ def test_any_class_names_survive_in_yaml(names):
 
 def test_settings_are_what_differs_from_the_defaults(make_model, make_args):
     args = make_args(sleep_steps=33, lr_scheduler_type="cosine", logging_steps=3, adam_beta1=0.9, seed=5)
-    assert collect_facts(make_model(), History(), args=args).settings == {
+    assert hyper_parameters(args) == {
         "num_train_epochs": 1,
         "learning_rate": 3e-3,
         "per_device_train_batch_size": 32,
@@ -276,7 +277,7 @@ def test_no_field_of_text_but_hyper_parameters_is_a_setting(make_model, secret):
     texts = {field.name for field in fields(ContinualTrainingArguments) if "str" in str(field.type)}
     assert {"output_dir", "hub_token", "hub_model_id", "run_name", "trackio_space_id", "report_to"} <= texts
     args = SimpleNamespace(**{**values, **dict.fromkeys(texts - HYPER_PARAMETERS, secret)})
-    assert not set(collect_facts(make_model(), History(), args=args).settings) & texts
+    assert not set(hyper_parameters(args)) & texts
 
 
 @pytest.mark.parametrize(
@@ -284,7 +285,7 @@ def test_no_field_of_text_but_hyper_parameters_is_a_setting(make_model, secret):
 )
 def test_neither_a_path_nor_a_dictionary_is_a_setting(make_model, path):
     values = {field.name: path for field in fields(ContinualTrainingArguments)}
-    settings = collect_facts(make_model(), History(), args=SimpleNamespace(**values)).settings
+    settings = hyper_parameters(SimpleNamespace(**values))
     assert set(settings.values()) <= {None}
 
 
@@ -294,7 +295,7 @@ def test_of_a_path_only_the_last_part_appears(make_model, make_args, tmp_path, p
     model = make_model()
     model.config.backbone_config._name_or_path = path.format(tmp_path)
     history = make_history([["cat"]], dataset={"name": str(tmp_path), "revision": None})
-    facts = collect_facts(model, history, args=args)
+    facts = collect_facts(model, history, settings=hyper_parameters(args))
     card = render_model_card(facts)
     assert facts.model["backbone"] == "my-vit"
     assert facts.dataset is None

@@ -20,8 +20,9 @@ from transformers import (
     pipeline,
 )
 
-from hf_wakesleep import WakeSleepConfig, WakeSleepForImageClassification, modeling_wakesleep
-from hf_wakesleep.images import make_image_processor
+from hf_wakesleep import WakeSleepConfig, WakeSleepForImageClassification
+from hf_wakesleep.data.images import make_image_processor
+from hf_wakesleep.model import modeling_wakesleep
 
 PACKAGE = Path(modeling_wakesleep.__file__).parent
 

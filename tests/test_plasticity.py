@@ -7,8 +7,8 @@ from timm.layers import EvoNorm2dB0
 from transformers import LevitConfig, ResNetConfig, TimmWrapperConfig
 
 from hf_wakesleep import ClassIncrementalStream, WakeSleepConfig, WakeSleepForImageClassification
-from hf_wakesleep.backbone_wakesleep import hold_running_statistics
-from hf_wakesleep.plasticity import parameter_groups, set_plasticity
+from hf_wakesleep.learning.plasticity import parameter_groups, set_plasticity
+from hf_wakesleep.model.backbone_wakesleep import hold_running_statistics
 
 
 def test_optimizer_groups_hold_every_trainable_weight_once(make_model):

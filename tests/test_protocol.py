@@ -17,7 +17,7 @@ from hf_wakesleep import (
     SemiParametricMemory,
     TaskStream,
 )
-from hf_wakesleep.protocol import align_tasks, check_same_run, is_same_run, make_protocol
+from hf_wakesleep.stages.protocol import align_tasks, check_same_run, is_same_run, make_protocol
 
 
 @pytest.fixture
@@ -35,24 +35,25 @@ def history_of(stream, count) -> History:
     return history
 
 
+SEED = 42
+
+
 def memory_of(budget=None):
     return SemiParametricMemory(RawCodec(), budget)
 
 
-def test_a_protocol_is_that_of_its_own_run_at_every_task(make_model, make_args, stream):
-    protocol = make_protocol(make_model(), make_args(), stream, History(), memory_of())
+def test_a_protocol_is_that_of_its_own_run_at_every_task(make_model, stream):
+    protocol = make_protocol(make_model(), SEED, stream, History(), memory_of())
     assert json.loads(json.dumps(protocol)) == protocol
     for count in (0, 2, 4):
-        later = make_protocol(
-            make_model(seed=1), make_args(sleep_steps=9), stream, history_of(stream, count), memory_of()
-        )
+        later = make_protocol(make_model(seed=1), SEED, stream, history_of(stream, count), memory_of())
         check_same_run(Path("out"), protocol, later)
 
 
-def test_every_difference_is_named(make_model, make_args, stream):
-    there = make_protocol(make_model(), make_args(), stream, History(), memory_of())
+def test_every_difference_is_named(make_model, stream):
+    there = make_protocol(make_model(), SEED, stream, History(), memory_of())
     other = ClassIncrementalStream(make_images([0, 1, 2, 3] * 5, "abcd"), num_tasks=4, seed=np.int64(1))
-    here = make_protocol(make_model(image_size=16), make_args(seed=1), other, History(), memory_of(1_000_000))
+    here = make_protocol(make_model(image_size=16), 1, other, History(), memory_of(1_000_000))
     with pytest.raises(ValueError, match="belongs to another run") as error:
         check_same_run(Path("out"), there, here)
     for part in ("seed is 42 there, 1 here", "memory.budget is None there, 1000000", "image_size", "tasks[0]"):
@@ -90,12 +91,12 @@ def test_a_new_domain_of_known_classes_is_new_and_a_known_one_is_refused():
         align_tasks(changed, history)
 
 
-def test_only_tasks_that_are_learned_must_be_the_same(make_model, make_args, stream):
-    there = make_protocol(make_model(), make_args(), stream, history_of(stream, 2), memory_of())
+def test_only_tasks_that_are_learned_must_be_the_same(make_model, stream):
+    there = make_protocol(make_model(), SEED, stream, history_of(stream, 2), memory_of())
     task = stream[2]
     changed = replace(task, train_dataset=task.train_dataset.select(range(1, len(task.train_dataset))))
     other = TaskStream([*stream[:2], changed, stream[3]], stream.protocol)
-    here = make_protocol(make_model(), make_args(), other, history_of(stream, 2), memory_of())
+    here = make_protocol(make_model(), SEED, other, history_of(stream, 2), memory_of())
     for count, is_same in ((0, True), (2, True), (3, False), (4, False)):
         assert is_same_run(there, here, count) == is_same
     check_same_run(Path("out"), there, here, 2)
@@ -105,10 +106,10 @@ def test_only_tasks_that_are_learned_must_be_the_same(make_model, make_args, str
     assert is_same_run({"stream": None}, {"stream": None}, 2)
 
 
-def test_the_dataset_is_named_only_where_all_tasks_came_from_it(make_model, make_args, stream):
+def test_the_dataset_is_named_only_where_all_tasks_came_from_it(make_model, stream):
     def dataset_of(history, **protocol):
         new = TaskStream(stream[2:], {**stream.protocol, **protocol})
-        return make_protocol(make_model(), make_args(), new, history, memory_of())["stream"]["dataset"]
+        return make_protocol(make_model(), SEED, new, history, memory_of())["stream"]["dataset"]
 
     things, others = ({"name": name, "revision": "1"} for name in ("me/things", "me/others"))
     history = history_of(stream, 2)

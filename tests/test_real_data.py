@@ -15,10 +15,10 @@ from hf_wakesleep import (
     WakeSleepForImageClassification,
     WebPCodec,
 )
-from hf_wakesleep.images import ImageReader, TaskImages, make_image_processor
-from hf_wakesleep.landmarks import landmark_features
-from hf_wakesleep.recall import update_recall
-from hf_wakesleep.sleep import consolidate
+from hf_wakesleep.data.images import ImageReader, TaskImages, make_image_processor
+from hf_wakesleep.learning.drift import landmark_features
+from hf_wakesleep.learning.lda import update_recall
+from hf_wakesleep.learning.sleep import consolidate
 
 SHARED = Path(__file__).parents[2] / "shared"
 PHOTOS = SHARED / "data" / "caltech101"

@@ -8,10 +8,10 @@ import torch
 from conftest import NAMES
 
 from hf_wakesleep import RawCodec, SemiParametricMemory
-from hf_wakesleep.head_wakesleep import Recall
-from hf_wakesleep.images import ImageReader, make_image_processor
-from hf_wakesleep.landmarks import landmark_features, memory_features
-from hf_wakesleep.recall import update_recall
+from hf_wakesleep.data.images import ImageReader, make_image_processor
+from hf_wakesleep.learning.drift import landmark_features, memory_features
+from hf_wakesleep.learning.lda import update_recall
+from hf_wakesleep.model.head_wakesleep import Recall
 
 
 def test_statistics_are_those_of_all_decoded_memories(asleep, make_args):

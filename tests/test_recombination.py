@@ -7,7 +7,7 @@ import torch
 from conftest import equal_states
 
 from hf_wakesleep import consolidate
-from hf_wakesleep.recombination import is_rem, recombine
+from hf_wakesleep.learning.rem import is_rem, recombine
 
 
 def test_the_last_share_of_every_cycle_is_rem():

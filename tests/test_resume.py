@@ -17,14 +17,13 @@ from hf_wakesleep import (
     ContinualTrainer,
     SleepCallback,
     WebPCodec,
-    recall,
-    sleep,
-    task_trainer,
 )
-from hf_wakesleep.checkpoint import SLEEP_NAME, find_checkpoints
-from hf_wakesleep.replay import Replay
-from hf_wakesleep.stage import Stage
-from hf_wakesleep.wake import WakePass
+from hf_wakesleep.learning import lda as recall
+from hf_wakesleep.learning import sleep, task_trainer
+from hf_wakesleep.learning.replay import Replay
+from hf_wakesleep.learning.wake import WakePass
+from hf_wakesleep.stages.checkpoint import SLEEP_NAME, find_checkpoints
+from hf_wakesleep.stages.stage import Stage
 
 
 def train_until(monkeypatch, trainer, where, name, replacement, error=StopError):

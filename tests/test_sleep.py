@@ -8,7 +8,7 @@ import torch
 from conftest import NAMES, equal_states
 
 from hf_wakesleep import RawCodec, SemiParametricMemory, consolidate
-from hf_wakesleep.balance import held_out_mask
+from hf_wakesleep.memory.sampling import held_out_mask
 
 
 def accuracy(model, memory, reader, part="logits") -> float:
@@ -71,7 +71,7 @@ def test_held_out_memories_are_never_replayed(asleep, make_args, monkeypatch, sh
     model, memory, reader = asleep
     seen = set()
     monkeypatch.setattr(type(memory), "read", _spy(type(memory).read, seen))
-    from hf_wakesleep import sleep
+    from hf_wakesleep.learning import sleep
 
     monkeypatch.setattr(sleep, "update_recall", lambda *args: 0.5)
     monkeypatch.setattr(sleep, "held_out_accuracy", lambda *args: 0.5)

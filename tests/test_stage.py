@@ -4,8 +4,8 @@ import pytest
 from test_history import make_history
 
 from hf_wakesleep import RawCodec, SemiParametricMemory
-from hf_wakesleep.images import make_image_processor
-from hf_wakesleep.stage import Stage, find_stages, load_memory, stage_name, stage_number
+from hf_wakesleep.data.images import make_image_processor
+from hf_wakesleep.stages.stage import Stage, find_stages, load_memory, stage_name, stage_number
 
 
 def make_stage(make_model, memory=None) -> Stage:

@@ -3,7 +3,7 @@
 import json
 import time
 
-from hf_wakesleep.stopwatch import SECONDS_NAME, Stopwatch
+from hf_wakesleep.stages.stopwatch import SECONDS_NAME, Stopwatch
 
 
 def test_every_second_counts_for_the_phase_at_hand(tmp_path):

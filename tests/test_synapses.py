@@ -20,12 +20,12 @@ from hf_wakesleep import (
     WakeSleepForImageClassification,
     consolidate,
 )
-from hf_wakesleep.checkpoint import find_checkpoints
-from hf_wakesleep.digests_wakesleep import write_digests
-from hf_wakesleep.plots import plot_synapses
-from hf_wakesleep.replay import Replay
-from hf_wakesleep.shards import check_whole
-from hf_wakesleep.synapses import FrozenEntries, count_entries, count_parts, part_of
+from hf_wakesleep.learning.replay import Replay
+from hf_wakesleep.learning.shards import check_whole
+from hf_wakesleep.memory.synapses import FrozenEntries, count_entries, count_parts, part_of
+from hf_wakesleep.model.digests_wakesleep import write_digests
+from hf_wakesleep.reporting.plots import plot_synapses
+from hf_wakesleep.stages.checkpoint import find_checkpoints
 
 FREEZING = {"freeze_fraction": 0.3, "importance_images": 12}
 

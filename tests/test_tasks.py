@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_wakesleep import ClassIncrementalStream, DomainIncrementalStream, Task, TaskStream
-from hf_wakesleep.labels import label_array
+from hf_wakesleep.data.columns import label_array
 
 NAMES = [f"class {index}" for index in range(8)]
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from hf_wakesleep.tone import fit_tone
+from hf_wakesleep.codecs.learned.tone_curve import fit_tone
 
 
 def image(*values):

@@ -22,9 +22,9 @@ from hf_wakesleep import (
     SleepCallback,
     TaskStream,
     WakeSleepForImageClassification,
-    sleep,
 )
-from hf_wakesleep.stage import find_stages
+from hf_wakesleep.learning import sleep
+from hf_wakesleep.stages.stage import find_stages
 
 
 def test_two_tasks_from_end_to_end(make_trainer, make_args, tmp_path):

@@ -11,7 +11,7 @@ from conftest import equal_states
 from transformers import DefaultDataCollator, EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from hf_wakesleep import ContinualTrainer
-from hf_wakesleep.training_args import FIXED
+from hf_wakesleep.learning.arguments import FIXED
 
 # What each field of `TrainingArguments` is here. A field that is in none of these sets is new: try it, then add it.
 WORKS = {  # tried below, or in another test

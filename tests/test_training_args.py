@@ -7,7 +7,7 @@ import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_wakesleep import ContinualTrainingArguments
-from hf_wakesleep.budget import parse_bytes
+from hf_wakesleep.memory.budget import parse_bytes
 
 OWN = [
     field

@@ -2,7 +2,7 @@
 
 import torch
 
-from hf_wakesleep.transforms import LATENTS, Analysis, Synthesis, cosine_basis, step_size
+from hf_wakesleep.codecs.learned.transforms import LATENTS, Analysis, Synthesis, cosine_basis, step_size
 
 
 def test_the_cosine_basis_is_orthonormal():

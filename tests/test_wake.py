@@ -9,10 +9,10 @@ from accelerate import Accelerator
 from conftest import equal_states
 
 from hf_wakesleep import ClassIncrementalStream, RawCodec, SemiParametricMemory
-from hf_wakesleep.head_wakesleep import Recall
-from hf_wakesleep.herding import herding_ranks
-from hf_wakesleep.images import ImageReader, TaskImages, make_image_processor
-from hf_wakesleep.wake import WakePass
+from hf_wakesleep.data.images import ImageReader, TaskImages, make_image_processor
+from hf_wakesleep.learning.wake import WakePass
+from hf_wakesleep.memory.herding import herding_ranks
+from hf_wakesleep.model.head_wakesleep import Recall
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import torch
 from conftest import equal_states
 
 from hf_wakesleep import RawCodec, SemiParametricMemory
-from hf_wakesleep.head_wakesleep import Recall
-from hf_wakesleep.stopwatch import Stopwatch
-from hf_wakesleep.written import Written
+from hf_wakesleep.model.head_wakesleep import Recall
+from hf_wakesleep.stages.ingest import Written
+from hf_wakesleep.stages.stopwatch import Stopwatch
 
 
 @pytest.mark.parametrize("score", [0.75, math.nan])

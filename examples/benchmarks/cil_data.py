@@ -18,7 +18,7 @@ from hf_wakesleep import (
     WakeSleepConfig,
     WakeSleepForImageClassification,
 )
-from hf_wakesleep.codecs import make_codec
+from hf_wakesleep.codecs.registry import make_codec
 
 ANGLES = (0, 90, 180, 270)  # degrees
 

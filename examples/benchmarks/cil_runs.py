@@ -19,8 +19,9 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, set_seed
 
 import hf_wakesleep
-from hf_wakesleep import ContinualTrainer, ContinualTrainingArguments, metrics
-from hf_wakesleep.training_args import parse_bytes
+from hf_wakesleep import ContinualTrainer, ContinualTrainingArguments
+from hf_wakesleep.learning.arguments import parse_bytes
+from hf_wakesleep.reporting import metrics
 
 FIXED = {
     "report_to": "none",

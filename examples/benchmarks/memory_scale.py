@@ -20,7 +20,7 @@ import numpy as np
 from transformers import HfArgumentParser
 
 from hf_wakesleep import RawCodec, SemiParametricMemory
-from hf_wakesleep.codec import sealed
+from hf_wakesleep.codecs.base import sealed
 
 BATCH, BATCHES = 256, 200
 

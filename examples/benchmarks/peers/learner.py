@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from hf_wakesleep import WakeSleepForImageClassification
-from hf_wakesleep.augment import augment
+from hf_wakesleep.data.augmentation import augment
 
 EVAL_BATCH = 256
 

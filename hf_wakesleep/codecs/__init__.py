@@ -1,0 +1,1 @@
+"""Codecs: from an image to a small code and back."""

@@ -1,0 +1,1 @@
+"""The learned codec: exact networks, a context model and a range coder."""

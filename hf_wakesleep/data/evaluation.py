@@ -1,0 +1,249 @@
+"""Evaluation datasets: whatever `evaluate` and `predict` are given, as images with their index in a model's head.
+
+Columns are found, and labels turned into classes by their names, as streams do it. Images without labels can be
+predicted, but not scored.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
+
+import datasets
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset
+from datasets import Image as ImageFeature
+from PIL import Image
+from torch.utils.data import ConcatDataset, Subset
+
+from .columns import LABEL_COLUMNS, class_names, find_column, labelled_images, refuse_transform
+from .images import TaskImages, check_known, open_image, to_rgb
+from .streams import Task
+
+WHAT = "the given images"
+
+
+class EvalSets(ConcatDataset):
+    """The evaluation images of several tasks, one after another.
+
+    Args:
+        sets (`Mapping[str, TaskImages]`): By the name of the stage of their task, in the order of the tasks.
+    """
+
+    def __init__(self, sets: Mapping[str, TaskImages]):
+        super().__init__(list(sets.values()))
+        self.sets = dict(sets)
+
+    def slices(self) -> dict[str, slice]:
+        """Return where the images of each task stand."""
+        starts = [0, *self.cumulative_sizes]
+        return {
+            name: slice(*span) for name, span in zip(self.sets, zip(starts, starts[1:], strict=False), strict=True)
+        }
+
+
+class LabelReader:
+    """Turns the label of an example into an index in a model's head.
+
+    Text is the name of a class. A number is one, too, unless a dataset names its classes itself.
+
+    Args:
+        label2id (`dict[str, int]`): From class name to index in the head.
+        names (`Sequence[str]`, *optional*): Names of the classes that the dataset's numbers count.
+    """
+
+    def __init__(self, label2id: dict[str, int], names: Sequence[str] | None = None):
+        self._label2id, self._names = label2id, names
+        # Sorted as text, '10' comes before '2': then a number can be a name or count names.
+        self._is_ambiguous = names is None and any(name.isdecimal() and len(name) > 1 for name in label2id)
+
+    def read(self, label, where: str) -> int | None:
+        """Return the index of a label; `None` for one that is missing or hidden (-1).
+
+        Raises:
+            ValueError: If it is no class that the model knows.
+        """
+        if isinstance(label, np.ndarray | torch.Tensor) and label.ndim == 0:
+            label = label.item()
+        is_number = isinstance(label, Integral) and not isinstance(label, bool)
+        if label is None or (is_number and label == -1 and (self._names is not None or "-1" not in self._label2id)):
+            return None
+        if is_number and self._names is not None and 0 <= label < len(self._names):
+            label = self._names[label]
+        elif is_number and self._is_ambiguous:
+            raise ValueError(
+                f"Expected the label of {where} as text, got the number {label}, which could be a class of that name "
+                "or a position in a list of classes. Return the name of the class."
+            )
+        elif not (isinstance(label, str) or (is_number and self._names is None)):
+            raise ValueError(f"Expected the label of {where} to be a class by its name or number, got {label!r}.")
+        check_known([str(label)], self._label2id, where)
+        return self._label2id[str(label)]
+
+
+class ExampleImages(torch.utils.data.Dataset):
+    """The images of a torch `Dataset` or a list, whose examples are read one by one.
+
+    Args:
+        dataset (`torch.utils.data.Dataset` or `Sequence`): Gives mappings with an image and perhaps a label, pairs of
+            both, or images.
+        labels ([`LabelReader`]): Reads the labels.
+    """
+
+    def __init__(self, dataset, labels: LabelReader):
+        self.dataset, self._labels = dataset, labels
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> dict:
+        return read_example(self.dataset[row], self._labels, f"image {row} of {WHAT}")
+
+
+class StreamedImages(torch.utils.data.IterableDataset):
+    """The images of an iterable dataset, which are read as they come.
+
+    Args:
+        dataset (`Iterable`): Gives examples like those of [`ExampleImages`].
+        labels ([`LabelReader`]): Reads the labels.
+    """
+
+    def __init__(self, dataset, labels: LabelReader):
+        self.dataset, self._labels = dataset, labels
+
+    def __iter__(self) -> Iterator[dict]:
+        for row, example in enumerate(self.dataset):
+            yield read_example(example, self._labels, f"image {row} of {WHAT}")
+
+
+def as_images(dataset, label2id: dict[str, int]) -> torch.utils.data.Dataset:
+    """Return the images of any dataset as a torch dataset of `{"image": RGB, "label": index in the head or None}`.
+
+    Args:
+        dataset: A [`Task`], whose evaluation images are meant; a `datasets.Dataset` or `IterableDataset`; a torch
+            `Dataset` or `IterableDataset`; or a list of examples.
+        label2id (`dict[str, int]`): From class name to index in the head.
+
+    Raises:
+        TypeError: If it is none of these.
+        ValueError: If images are missing, only some of them have labels, or are of classes that the model does not
+            know; of a dataset that has to be read for that, when it is read.
+    """
+    if isinstance(dataset, TaskImages | EvalSets):
+        return dataset
+    if isinstance(dataset, Task):
+        return TaskImages(dataset.eval_dataset, label2id, f"the evaluation images of {dataset.name}")
+    if isinstance(dataset, Dataset):
+        images = _of_dataset(dataset, label2id)
+    elif isinstance(dataset, datasets.IterableDataset):
+        images = _of_stream(dataset, label2id)
+    elif isinstance(dataset, Subset):
+        images = Subset(as_images(dataset.dataset, label2id), dataset.indices)
+    elif isinstance(dataset, ConcatDataset):
+        images = ConcatDataset([as_images(part, label2id) for part in dataset.datasets])
+    elif isinstance(dataset, torch.utils.data.IterableDataset):
+        images = StreamedImages(dataset, LabelReader(label2id, _names_of(dataset)))
+    elif isinstance(dataset, torch.utils.data.Dataset | list | tuple):
+        images = ExampleImages(dataset, LabelReader(label2id, _names_of(dataset)))
+    else:
+        raise TypeError(
+            "Expected a `datasets.Dataset`, a torch `Dataset`, a list of examples or a `Task` to evaluate, got "
+            f"{type(dataset).__name__}. Pass its splits or tasks one by one."
+        )
+    if not isinstance(images, torch.utils.data.IterableDataset) and len(images) == 0:
+        raise ValueError("Expected images to evaluate, but the given dataset is empty.")
+    return images
+
+
+def read_example(example, labels: LabelReader, where: str) -> dict:
+    """Return `{"image": RGB, "label": index in the head or None}` of one example.
+
+    Args:
+        example (`Mapping`, `tuple` or image): An image as PIL, uint8 array or undecoded cell; and perhaps its label.
+        labels ([`LabelReader`]): Reads the label.
+        where (`str`): What to call the image in an error.
+
+    Raises:
+        ValueError: If there is no image, or the label is no class that the model knows.
+    """
+    if isinstance(example, Mapping) and not _is_image(example):
+        images = [value for value in example.values() if _is_image(value)]
+        label = next((example[name] for name in LABEL_COLUMNS if name in example), None)
+    else:
+        parts = example if isinstance(example, tuple | list) else (example,)
+        images, label = [part for part in parts[:1] if _is_image(part)], parts[1] if len(parts) == 2 else None
+    if len(images) != 1:
+        found = {name: type(value).__name__ for name, value in example.items()} if isinstance(example, Mapping) else ""
+        raise ValueError(
+            f"Expected {where} as a PIL image or an array of uint8, beside a label if it is known, got "
+            f"{type(example).__name__} {found}. Convert it."
+        )
+    return {"image": _as_rgb(images[0], where), "label": labels.read(label, where)}
+
+
+def _of_dataset(dataset: Dataset, label2id: dict[str, int]) -> TaskImages:
+    refuse_transform(dataset, WHAT)
+    image, label = find_column(dataset, "image", None), _label_column(dataset)
+    columns = {"image": image} if label is None else {"image": image, "label": label}
+    names = {} if label is None else {"label": class_names([dataset], label)}
+    if label is not None and not isinstance(dataset.features[label], ClassLabel) and "-1" not in label2id:
+        names["label"] = [name for name in names["label"] if name != "-1"]  # as hidden labels are written
+    return TaskImages(labelled_images(dataset, columns, names), label2id, WHAT)
+
+
+def _label_column(dataset: Dataset) -> str | None:
+    """Return the column of labels; `None` if there is none, or nothing in it but labels that are hidden."""
+    if not _has_labels(dataset):
+        return None
+    column = find_column(dataset, "label", None)
+    values = dataset.select_columns([column]).with_format("arrow")[:].column(0).unique().to_pylist()
+    return None if values and set(values) <= {None, -1} else column
+
+
+def _has_labels(dataset: Dataset | datasets.IterableDataset) -> bool:
+    """Whether a column can hold labels, by its name or type."""
+    is_typed = any(isinstance(feature, ClassLabel) for feature in dataset.features.values())
+    return is_typed or any(name in LABEL_COLUMNS for name in dataset.features)
+
+
+def _of_stream(dataset: datasets.IterableDataset, label2id: dict[str, int]) -> StreamedImages:
+    if dataset.features is None:  # as after `map`
+        return StreamedImages(dataset, LabelReader(label2id))
+    image, label = find_column(dataset, "image", None), None
+    if _has_labels(dataset):
+        label = find_column(dataset, "label", None)
+    dataset = dataset.select_columns([image] if label is None else [image, label])
+    if dataset.features[image].mode is None:  # else `datasets` converts to that mode as it decodes
+        dataset = dataset.cast_column(image, ImageFeature(decode=False))
+    if label is None:
+        return StreamedImages(dataset, LabelReader(label2id))
+    names = dataset.features[label].names if isinstance(dataset.features[label], ClassLabel) else None
+    dataset = dataset if label == "label" else dataset.rename_column(label, "label")
+    return StreamedImages(dataset, LabelReader(label2id, names))
+
+
+def _names_of(dataset) -> Sequence[str] | None:
+    """Return the names of the classes that a dataset of torchvision carries."""
+    names = getattr(dataset, "classes", None)
+    return names if isinstance(names, tuple | list) and all(isinstance(name, str) for name in names) else None
+
+
+def _is_image(value) -> bool:
+    is_cell = isinstance(value, Mapping) and set(value) == {"bytes", "path"}
+    is_array = isinstance(value, np.ndarray | torch.Tensor) and value.ndim in (2, 3)
+    return is_cell or is_array or isinstance(value, Image.Image)
+
+
+def _as_rgb(image, where: str) -> Image.Image:
+    if isinstance(image, Mapping):
+        return open_image(image, where)
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    pixels = np.asarray(image)
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3):
+        pixels = pixels.transpose(1, 2, 0)  # (H, W, channels)
+    if pixels.dtype != np.uint8 or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
+        raise ValueError(
+            f"Expected {where} as a PIL image or as uint8 of shape (H, W) or (H, W, 3), got {pixels.dtype} "
+            f"{pixels.shape}. Convert it; the trainer resizes and normalises images itself."
+        )
+    return to_rgb(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 and pixels.ndim == 3 else pixels))

@@ -1,0 +1,1 @@
+"""Learning: what happens awake and asleep, task after task."""

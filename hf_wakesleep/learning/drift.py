@@ -1,0 +1,168 @@
+"""Landmarks: memories whose features, before and after training, tell how it moved those of all images ever seen."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..data.images import ImageReader
+from ..memory.memory import SemiParametricMemory
+from ..memory.sampling import held_out_mask, spread
+from ..model.head_wakesleep import Recall
+from ..model.modeling_wakesleep import WakeSleepForImageClassification
+from .arguments import ContinualTrainingArguments
+
+PENALTIES = torch.logspace(-4, 4, 17)  # of ridge regression, in mean squared singular values
+MOST_REPLAYED, MOST_HELD_OUT = 1152, 384  # landmarks, so that recall costs the same with any number of memories
+
+
+def landmarks(memory: SemiParametricMemory, args: ContinualTrainingArguments) -> np.ndarray:
+    """Return the positions of the landmarks, int64 (M,): memories of every class, replayed as well as held out."""
+    replayed = np.flatnonzero(~held_out_mask(memory.labels, memory.tasks, args.held_out_share))
+    first = np.flatnonzero(np.diff(memory.labels, prepend=-1))  # one of each class at least
+    return np.unique(np.concatenate([first, spread(replayed, MOST_REPLAYED), measured(memory, args)]))
+
+
+def measured(memory: SemiParametricMemory, args: ContinualTrainingArguments) -> np.ndarray:
+    """Return the positions of the held-out memories that a sleep is measured on, before and after, int64 (M,)."""
+    return spread(np.flatnonzero(held_out_mask(memory.labels, memory.tasks, args.held_out_share)), MOST_HELD_OUT)
+
+
+def landmark_features(
+    model: WakeSleepForImageClassification,
+    memory: SemiParametricMemory,
+    reader: ImageReader,
+    args: ContinualTrainingArguments,
+) -> torch.Tensor:
+    """Return the features of the landmarks, (M, D), float32."""
+    positions = landmarks(memory, args)
+    batches = memory_features(model, memory, reader, args, positions, "landmarks")
+    return torch.cat([features for _, features, _ in batches])
+
+
+@torch.no_grad()
+def memory_features(
+    model: WakeSleepForImageClassification,
+    memory: SemiParametricMemory,
+    reader: ImageReader,
+    args: ContinualTrainingArguments,
+    positions: np.ndarray,
+    description: str,
+) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+    """Yield positions (b,), features (b, D) and labels (b,) of some memories, in batches."""
+    was_training = model.training
+    model.eval()
+    size = args.per_device_eval_batch_size
+    batches = np.split(positions, range(size, len(positions), size))
+    for indices in tqdm(batches, desc=description, disable=not args.shows_progress, leave=False):
+        images, labels = memory.read(indices)
+        pixel_values = reader.normalise(images.to(model.device))
+        with args.autocast(model.device):
+            features = model.extract_features(pixel_values).float()
+        yield indices, features, labels.to(model.device)
+    model.train(was_training)
+
+
+def carry(
+    recall: Recall, before: torch.Tensor, after: torch.Tensor, labels: torch.Tensor, is_new: torch.Tensor
+) -> None:
+    """Carry recall's statistics from where the landmarks were to where they are.
+
+    A linear map f' = f A + c is fitted to the landmarks, by ridge regression of their drift, and moves the means of
+    all images that recall has seen, not only of those that are remembered. What it leaves over is the drift of a class
+    of its own, added to the mean as far as it stands out from the noise (an empirical Bayes estimate). The covariance
+    is moved by a map B fitted to deviations from class means: B' Sigma B plus the covariance of what B leaves over.
+    Errors of one sleep after another would add up: a mean that lies further from that of its landmarks than those of
+    classes whose statistics are still exact is drawn back to their distance; where there are no such classes, as in
+    new domains of known ones, to the distance that chance alone makes expected. Where no class has two landmarks, the
+    covariance is moved by the map of the means.
+    Compensation of drift by means: Yu et al. 2020, arXiv 2004.00440; by a learned map: Gomez-Villa et al. 2024, arXiv
+    2407.08536.
+
+    Args:
+        recall ([`Recall`]): Its means and covariance are replaced; counts stay.
+        before (`torch.Tensor` of shape `(M, D)`): Features of the landmarks when the statistics were right.
+        after (`torch.Tensor` of shape `(M, D)`): Their features now.
+        labels (`torch.Tensor` of shape `(M,)`): Their classes.
+        is_new (`torch.Tensor` of shape `(M,)`): Which of them are of the latest task; the statistics of a class that
+            has no others are exact.
+    """
+    old, new, labels = before.double().cpu(), after.double().cpu(), labels.cpu()
+    old_mean, new_mean = old.mean(dim=0), new.mean(dim=0)
+    means = recall.means.double().cpu() - old_mean  # (C, D)
+    old, new = old - old_mean, new - new_mean
+    limits = _limits(recall, means, old, labels, is_new.cpu())
+    means = _drawn_back(means, _class_means(old, labels, len(means)), limits)
+    linear = _drift_map(old, new, len(labels) - 1)
+    means = means @ linear + new_mean + _stand_out(new - old @ linear, labels, len(means))
+    means[recall.counts.cpu() == 0] = 0.0
+    old, new = (part - _class_means(part, labels, len(means))[labels] for part in (old, new))
+    if len(labels) > len(labels.unique()):
+        linear = _drift_map(old, new, _freedom(labels))
+    rest = new - old @ linear  # zeros where no class has two
+    covariance = linear.T @ recall.covariance().double().cpu() @ linear + rest.T @ rest / _freedom(labels)
+    recall.set_moments(means, covariance)
+
+
+def _limits(
+    recall: Recall, means: torch.Tensor, old: torch.Tensor, labels: torch.Tensor, is_new: torch.Tensor
+) -> torch.Tensor:
+    """Return how far each class mean (C, D) may lie from that of its landmarks, which are `old` (M, D); (C,)."""
+    num_new, num_all = (part.bincount(minlength=len(means)) for part in (labels[is_new], labels))
+    is_exact = (num_new > 0) & (num_new == num_all)
+    if is_exact.any():
+        distances = (means - _class_means(old, labels, len(means))).norm(dim=1)  # (C,)
+        return distances[is_exact].max().expand(len(means))
+    return (recall.covariance().double().cpu().trace() / num_all.clamp(min=1)).sqrt()
+
+
+def _drawn_back(means: torch.Tensor, remembered: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    """Return class means (C, D) no further from those of memories (C, D) than `limits` (C,)."""
+    apart = means - remembered
+    distances = apart.norm(dim=1)  # (C,)
+    return remembered + (limits / distances.clamp(min=1e-30)).clamp(max=1)[:, None] * apart
+
+
+def _drift_map(old: torch.Tensor, new: torch.Tensor, freedom: int) -> torch.Tensor:
+    """Return the matrix (D, D) that maps centred features (M, D) to new ones, by ridge regression of new - old.
+
+    Generalised cross-validation (Golub et al. 1979) with so many degrees of freedom chooses the penalty.
+    """
+    identity = torch.eye(old.shape[1], dtype=old.dtype)
+    left, lengths, right = torch.linalg.svd(old, full_matrices=False)  # (M, R), (R,), (R, D)
+    if lengths[0] == 0:
+        return identity
+    drift = left.T @ (new - old)  # (R, D)
+    explained = drift.square().sum(dim=1)  # (R,)
+    unexplained = ((new - old).square().sum() - explained.sum()).clamp(min=0)
+    best, least = torch.ones_like(lengths), torch.inf
+    for penalty in lengths.square().mean() * PENALTIES.to(old):
+        left_out = penalty / (lengths.square() + penalty)  # (R,)
+        error = (unexplained + explained @ left_out.square()) / (freedom - len(lengths) + left_out.sum()).square()
+        if error < least:
+            best, least = left_out, error
+    return identity + right.T @ (((1 - best) / lengths.clamp(min=1e-30))[:, None] * drift)
+
+
+def _class_means(features: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Return the mean of each class (C, D); zero without features."""
+    sums = features.new_zeros(num_classes, features.shape[1]).index_add(0, labels, features)
+    return sums / labels.bincount(minlength=num_classes).clamp(min=1)[:, None]
+
+
+def _freedom(labels: torch.Tensor) -> int:
+    """Return the degrees of freedom within classes, at least 1."""
+    return max(1, len(labels) - len(labels.unique()))
+
+
+def _stand_out(residuals: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Return the mean residual of each class (C, D), shrunk by what noise alone would make of it."""
+    means = _class_means(residuals, labels, num_classes)
+    counts = labels.bincount(minlength=num_classes)
+    if len(labels) == (counts > 0).sum():
+        return torch.zeros_like(means)  # one landmark of each class says nothing of noise
+    variance = (residuals - means[labels]).square().sum() / _freedom(labels)
+    noise = variance / counts.clamp(min=1)  # (C,) expected squared length of a mean that says nothing
+    signal = (means.square().sum(dim=1) - noise)[counts > 0].mean().clamp(min=0)
+    return means * (signal / (signal + noise).clamp(min=1e-30))[:, None]

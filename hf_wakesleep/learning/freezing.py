@@ -1,0 +1,132 @@
+"""Importance: how much what is known depends on each entry of a network's parameters."""
+
+import copy
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..data.images import ImageReader
+from ..memory.memory import SemiParametricMemory
+from ..memory.synapses import Synapses, count_entries, make_room
+from ..model.modeling_wakesleep import WakeSleepForImageClassification
+from .arguments import ContinualTrainingArguments
+
+LEAST = 1e-6  # of the largest gradient by a logit: squares of smaller ones leave the range of float32
+
+
+def importance(
+    model: WakeSleepForImageClassification,
+    memory: SemiParametricMemory,
+    reader: ImageReader,
+    args: ContinualTrainingArguments,
+    task: int,
+) -> dict[str, torch.Tensor]:
+    """Return the diagonal of the empirical Fisher information of the classifier, on memories of all classes.
+
+    F = mean over images of (d log p(y | x) / d w)^2, with y the label of image x, one gradient per image, as in
+    elastic weight consolidation (Kirkpatrick et al. 2017). Memory holds all tasks, so importance for all that is known
+    is measured anew for the weights as they are; no sum over tasks needs to be kept.
+
+    What counts is the order within a parameter. So where the classes are so well apart that all gradients would be
+    too small for float32, all are scaled alike. The likelihood of a single class is always 1 and tells nothing; then
+    its logit plus half the squared norm of the feature takes the place of log p(y | x), much as in memory aware
+    synapses (Aljundi et al. 2018).
+
+    Args:
+        model ([`WakeSleepForImageClassification`]): Stays as it is.
+        memory ([`SemiParametricMemory`]): Read, never written.
+        reader ([`ImageReader`]): Turns decoded images into the model's input.
+        args ([`ContinualTrainingArguments`]): `importance_images`, `seed`, `per_device_eval_batch_size`.
+        task (`int`): Number of the task, from 0; part of the seed.
+
+    Returns:
+        `dict[str, torch.Tensor]`: By the name of a parameter, float32 of its shape.
+    """
+    twin = copy.deepcopy(model).requires_grad_(True).eval()
+    parameters = dict(twin.named_parameters())
+    sums = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters.values()]
+    positions = memory.balanced().positions(args.importance_images, (args.seed, task))
+    slopes = _logit_gradients(twin, memory, reader, positions, args)
+    bar = tqdm(slopes, desc="sleep: importance", disable=not args.shows_progress, leave=False)
+    for slope, (image, _) in zip(bar, _examples(memory, reader, positions, args), strict=True):
+        features = twin.extract_features(image.to(model.device))  # (1, D)
+        value = (twin.head.classifier(features).float() * slope).sum()
+        if slope.numel() == 1:
+            value = value + features.float().square().sum() / 2
+        gradients = torch.autograd.grad(value, parameters.values(), allow_unused=True, materialize_grads=True)
+        for total, gradient in zip(sums, gradients, strict=True):
+            total.add_(gradient.float().square())
+    return {name: total / len(positions) for name, total in zip(parameters, sums, strict=True)}
+
+
+@torch.no_grad()
+def _logit_gradients(
+    model: WakeSleepForImageClassification,
+    memory: SemiParametricMemory,
+    reader: ImageReader,
+    positions: np.ndarray,
+    args: ContinualTrainingArguments,
+) -> Iterator[torch.Tensor]:
+    """Return d log p(y | x) / d logits of each memory, (1, C) float32, all scaled alike if all are tiny."""
+    logits, labels = [], []
+    for image, label in _examples(memory, reader, positions, args):
+        logits.append(model.head.classifier(model.extract_features(image.to(model.device))).double())
+        labels.append(label.to(model.device))
+    return log_likelihood_gradients(torch.cat(logits), torch.cat(labels)).float().split(1)
+
+
+def log_likelihood_gradients(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return d log p(y | x) / d logits: 1 - p_y at the label y, -p_j elsewhere, without cancellation.
+
+    Args:
+        logits (`torch.Tensor` of shape `(N, C)`): float64.
+        labels (`torch.Tensor` of shape `(N,)`): int64.
+
+    Returns:
+        `torch.Tensor`: float64 of shape (N, C); of a single class 1. If the largest is below `LEAST`, all are scaled
+        so that it is `LEAST`.
+    """
+    if logits.shape[1] == 1:
+        return torch.ones_like(logits)
+    is_label = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], True)  # (N, C)
+    others = logits.log_softmax(dim=-1).masked_fill(is_label, -math.inf)  # (N, C)
+    sizes = torch.where(is_label, others.logsumexp(dim=-1, keepdim=True), others)  # log |gradient|
+    scale = min(0.0, sizes.max().item() - math.log(LEAST))
+    return torch.where(is_label, 1.0, -1.0) * (sizes - scale).exp()
+
+
+def _examples(
+    memory: SemiParametricMemory, reader: ImageReader, positions: np.ndarray, args: ContinualTrainingArguments
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield memories one by one, (1, 3, H, W) and (1,), decoded in batches."""
+    size = args.per_device_eval_batch_size
+    for indices in np.split(positions, range(size, len(positions), size)):
+        images, labels = memory.read(indices)
+        yield from zip(reader.normalise(images).split(1), labels.split(1), strict=True)
+
+
+def most_important(importance: torch.Tensor, fraction: float) -> torch.Tensor:
+    """Return which entries are the top share by importance, bool; of equal ones the first, of zeros none."""
+    count = int(fraction * importance.numel())
+    mask = torch.zeros(importance.numel(), dtype=torch.bool, device=importance.device)
+    mask[importance.flatten().argsort(descending=True, stable=True)[:count]] = True
+    return mask.view(importance.shape) & (importance > 0)
+
+
+def freeze_synapses(
+    model: WakeSleepForImageClassification,
+    memory: SemiParametricMemory,
+    reader: ImageReader,
+    args: ContinualTrainingArguments,
+    task: int,
+) -> Synapses:
+    """Return the synapses of a memory with the `freeze_fraction` most important entries of each parameter frozen, too.
+
+    Arguments are those of [`importance`].
+    """
+    synapses = make_room(memory.synapses, count_entries(model), args.freeze_fraction)
+    found = importance(model, memory, reader, args, task)
+    return synapses.freeze({name: most_important(value, args.freeze_fraction) for name, value in found.items()})

@@ -1,0 +1,192 @@
+"""LoRA: low-rank factors that learn in place of the backbone's weights, and are merged into them.
+
+Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"; the layers are those of peft. Whatever is saved
+has plain weights under plain names: factors live within one wake or one sleep, and in its checkpoints beside them.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners import lora
+from safetensors.torch import load_file, save_file
+
+from ..data.augmentation import seeded_generator
+from ..model.digests_wakesleep import write_digests
+from ..model.modeling_wakesleep import WakeSleepForImageClassification
+from .shards import shards
+
+WAKE, SLEEP = 0, 1  # the last part of the seed
+FACTORS_NAME = "factors.safetensors"
+MERGEABLE = {  # options of LoraConfig whose factors can be merged into plain weights
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    "alpha_pattern",
+    "fan_in_fan_out",
+    "use_rslora",
+    "use_dora",
+    "init_lora_weights",
+}
+ABOUT = {"task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}  # without effect here
+INITIAL = (True, False, "gaussian", "orthogonal")  # those that leave the weights of the backbone as they are
+
+
+def default_lora_config(rank: int) -> LoraConfig:
+    """Return factors of all linear layers of the backbone, scaled by 2."""
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+
+
+def describe(config: LoraConfig) -> str:
+    """Return the rank of a configuration, and its options that differ from those of peft, for the card."""
+    plain, given = LoraConfig().to_dict(), config.to_dict()
+    changed = {name: given[name] for name in sorted(MERGEABLE) if name == "r" or given[name] != plain[name]}
+    options = {name: sorted(value) if isinstance(value, set) else value for name, value in changed.items()}
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())
+
+
+def check_lora(model: WakeSleepForImageClassification, config: LoraConfig, accelerator: Accelerator) -> None:
+    """Check that factors can be injected into a model, which is left as it was.
+
+    Raises:
+        TypeError: If `config` is no `LoraConfig`.
+        ValueError: If its factors could not be merged, fit no layer, or the model is sharded.
+    """
+    inject(model, config, accelerator)
+    _take_out(model)
+
+
+def inject(model: WakeSleepForImageClassification, config: LoraConfig, accelerator: Accelerator, *place: int) -> None:
+    """Put factors into the backbone; they learn from now on, its own weights do not.
+
+    Args:
+        model ([`WakeSleepForImageClassification`]): A bare model.
+        config (`peft.LoraConfig`): Its `target_modules` are names in the backbone, all linear layers if missing.
+        accelerator (`Accelerator`): Will train the model.
+        place (`int`): What the initial factors follow from: seed, task, and `WAKE` or `SLEEP`.
+
+    Raises:
+        TypeError: If `config` is no `LoraConfig`.
+        ValueError: If its factors could not be merged, fit no layer, or the model is sharded; the model is as before.
+    """
+    _check_config(config)
+    if shards(accelerator):
+        raise ValueError(
+            "Expected one whole model on every process with plasticity 'lora', got FSDP, which shards it. Start "
+            "without FSDP, or pass 'full' or 'head'."
+        )
+    config = copy.deepcopy(config)  # peft changes it
+    config.target_modules = config.target_modules or "all-linear"
+    with ExitStack() as undo, torch.random.fork_rng(devices=[]):
+        undo.callback(_take_out, model)
+        torch.random.default_generator.set_state(seeded_generator(*place).get_state())
+        try:
+            inject_adapter_in_model(config, model.backbone)
+        except ValueError as error:
+            raise ValueError(
+                "Expected linear layers in the backbone for plasticity 'lora', or a `lora_config` with "
+                f"`target_modules` that it has, but peft found none to train ({error}). Pass 'full' or 'head'."
+            ) from error
+        for name, layer in _layers(model).items():
+            if type(layer) not in (lora.Linear, lora.Conv2d):
+                raise ValueError(
+                    f"Expected `target_modules` that are linear layers or two-dimensional convolutions, got {name}, "
+                    f"a {type(layer.get_base_layer()).__name__}. Leave it out."
+                )
+        undo.pop_all()
+
+
+def merge(model: WakeSleepForImageClassification) -> None:
+    """Add the factors to the weights and take them out of the backbone, all of which can learn then.
+
+    A model without factors is left as it is.
+    """
+    for layer in _layers(model).values():
+        layer.merge()
+    _take_out(model)
+
+
+@contextmanager
+def without_factors(model: WakeSleepForImageClassification) -> Iterator[None]:
+    """Take the factors out for the time of the block, so that all weights have their plain names."""
+    layers = _layers(model)
+    _put(model, {name: layer.get_base_layer() for name, layer in layers.items()})
+    try:
+        yield
+    finally:
+        _put(model, layers)
+
+
+def factors(model: WakeSleepForImageClassification) -> dict[str, torch.Tensor]:
+    """Return the factors by their names in the backbone; none of a model without."""
+    return {name: value for name, value in model.backbone.state_dict().items() if ".lora_" in name}
+
+
+def load_factors(model: WakeSleepForImageClassification, stored: dict[str, torch.Tensor]) -> None:
+    """Load what `factors` returned.
+
+    Raises:
+        ValueError: If the model has other factors.
+    """
+    expected, got = ({name: tuple(value.shape) for name, value in part.items()} for part in (factors(model), stored))
+    if expected != got:
+        name = min(name for name in {*expected, *got} if expected.get(name) != got.get(name))
+        raise ValueError(
+            f"Expected {len(expected)} factors of LoRA in the checkpoint, got {len(got)}; {name} has shape "
+            f"{got.get(name)} there, {expected.get(name)} here. Go on with the same `wake_plasticity`, "
+            "`sleep_plasticity`, `lora_rank` and `lora_config`."
+        )
+    model.backbone.load_state_dict(stored, strict=False)
+
+
+def save_factors(model: WakeSleepForImageClassification, folder: Path) -> None:
+    """Write the factors, if there are any, to a checkpoint."""
+    if found := factors(model):
+        save_file({name: value.contiguous() for name, value in found.items()}, folder / FACTORS_NAME)
+        write_digests(folder)
+
+
+def read_factors(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the factors in a checkpoint; none if it was taken without."""
+    path = folder / FACTORS_NAME
+    return load_file(path) if path.is_file() else {}
+
+
+def _check_config(config: LoraConfig) -> None:
+    if not isinstance(config, LoraConfig):
+        raise TypeError(f"Expected `lora_config` to be a peft.LoraConfig, got {type(config).__name__}.")
+    plain, given = LoraConfig().to_dict(), config.to_dict()
+    other = sorted(name for name in given if name not in MERGEABLE | ABOUT and given[name] != plain[name])
+    if config.init_lora_weights not in INITIAL:
+        other.append("init_lora_weights")
+    if other:
+        raise ValueError(
+            "Expected a `lora_config` whose factors can be merged into plain weights, got "
+            f"{', '.join(f'{name}={given[name]!r}' for name in other)}. Leave it out; what can be set is "
+            f"{', '.join(sorted(MERGEABLE))}, with `init_lora_weights` one of {INITIAL}."
+        )
+
+
+def _layers(model: WakeSleepForImageClassification) -> dict[str, lora.LoraLayer]:
+    return {name: layer for name, layer in model.backbone.named_modules() if isinstance(layer, lora.LoraLayer)}
+
+
+def _put(model: WakeSleepForImageClassification, layers: dict[str, torch.nn.Module]) -> None:
+    for name, layer in layers.items():
+        model.backbone.set_submodule(name, layer)
+
+
+def _take_out(model: WakeSleepForImageClassification) -> None:
+    if layers := _layers(model):
+        _put(model, {name: layer.get_base_layer() for name, layer in layers.items()})
+        model.backbone.requires_grad_(True)
+    vars(model.backbone).pop("peft_config", None)

@@ -1,0 +1,225 @@
+"""Replay: the steps of one sleep, which can be left after any of them and gone on with."""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import get_scheduler
+
+from ..data.augmentation import augment, seeded_generator
+from ..memory.sampling import held_out_mask
+from ..memory.synapses import FrozenEntries
+from .lora import SLEEP, factors, inject, load_factors, merge
+from .plasticity import parameter_groups, set_plasticity
+from .rem import is_rem, recombine
+from .shards import check_whole, load_optimizer_state, optimizer_state, shards, whole_state
+
+
+class Replay:
+    """The steps of one sleep, which can be left after any of them and gone on with.
+
+    What is random in a step follows from the seed, the task, the step and the process, so it is no part of the state.
+
+    Args:
+        model ([`WakeSleepForImageClassification`]): The bare model; its weights change, and are saved by the caller.
+        memory ([`SemiParametricMemory`]): Read, never written.
+        reader ([`ImageReader`]): Turns decoded images into the model's input.
+        args ([`ContinualTrainingArguments`]): `sleep_*`, `augmentation`, ...
+        place (`tuple[int, ...]`): Number of the task, from 0, and for a nap the step of wake; part of the seed.
+        accelerator (`Accelerator`): Spreads every batch over its processes.
+        guard ([`StepGuard`]): Judges the loss of every step.
+        lora_config (`peft.LoraConfig`): Factors that are trained if `sleep_plasticity` is `"lora"`.
+
+    Attributes:
+        step (`int`): Steps done.
+        accuracy_before (`float`): What the sleeper knew of the memories held out, for the report; NaN if unknown.
+        frozen ([`FrozenEntries`]): Holds what is frozen; `frozen.restore(model)` puts it into a model that was merged.
+    """
+
+    def __init__(self, model, memory, reader, args, *, place, accelerator, guard, lora_config):
+        self.memory, self.reader, self.args = memory, reader, args
+        self.place, self.accelerator, self.guard = place, accelerator, guard
+        self.bare = model
+        if memory.synapses is not None:
+            check_whole(accelerator)
+        self.frozen = FrozenEntries(model, memory.synapses)
+        set_plasticity(model, args.sleep_plasticity)
+        if args.sleep_plasticity == "lora":
+            inject(model, lora_config, accelerator, args.seed, *place, SLEEP)
+        trained = copy.deepcopy(model) if shards(accelerator) else model
+        groups = parameter_groups(
+            trained, args.sleep_learning_rate, args.weight_decay, args.backbone_learning_rate_ratio
+        )
+        betas = (args.adam_beta1, args.adam_beta2)
+        optimizer = torch.optim.AdamW(groups, betas=betas, eps=args.adam_epsilon, fused=True)
+        self.frozen.attach(optimizer)
+        self.model, self.optimizer = accelerator.prepare(trained, optimizer)
+        self.scheduler = get_scheduler(
+            args.sleep_lr_scheduler_type, self.optimizer, args.sleep_steps // 10, args.sleep_steps
+        )
+        self._average = WeightAverage(trained, args.sleep_average) if args.sleep_average else None
+        self.step, self.seconds_before, self.accuracy_before = 0, 0.0, math.nan
+        self._start = time.perf_counter()
+        self._losses = {"nrem": [], "rem": []}  # of the last steps of each
+        self._unlogged = {"nrem": [], "rem": []}  # since the last log
+        self._learning_rate = 0.0  # of the head, at the last step
+        is_held_out = held_out_mask(memory.labels, memory.tasks, args.held_out_share)
+        self._replayed = memory.balanced(np.flatnonzero(~is_held_out))
+
+    def run(self, on_step_end: Callable[["Replay"], object] | None = None) -> None:
+        """Do the steps that are left, and call `on_step_end` after each."""
+        self.model.train()
+        steps = range(self.step, self.args.sleep_steps)
+        bar = tqdm(steps, desc="sleep", disable=not self.args.shows_progress, leave=False, initial=self.step)
+        for _ in bar:
+            self._take_step()
+            latest = {phase: f"{losses[-1]:.3f}" for phase, losses in self._losses.items() if losses}
+            bar.set_postfix(latest, refresh=False)
+            if on_step_end is not None:
+                on_step_end(self)
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        self._settle()
+        if self._average is not None:
+            self._average.apply()
+        merge(self.bare)
+        self.frozen.restore()
+        self._release()
+
+    def _release(self) -> None:
+        """Let the accelerator forget what it has prepared for this sleep; it would hold it until the next task."""
+        for held, own in ((self.accelerator._models, self.model), (self.accelerator._optimizers, self.optimizer)):
+            held[:] = [item for item in held if item is not own]
+
+    def mean_loss(self, phase: str = "nrem") -> float:
+        """Return the mean loss of a phase over the last of its steps, a tenth as many as the whole sleep has.
+
+        NaN where there are none.
+        """
+        finite = [loss for loss in self._losses[phase] if np.isfinite(loss)]
+        return float(np.mean(finite)) if finite else math.nan
+
+    def take_logs(self) -> dict[str, float]:
+        """Return mean losses since the last call, over all processes, and the learning rate of the head."""
+        logs = {}
+        for phase, name in (("nrem", "nrem_loss"), ("rem", "rem_loss")):
+            losses = torch.tensor(self._unlogged[phase], device=self.accelerator.device)
+            if len(losses):
+                logs[name] = self.accelerator.gather(losses.mean()[None]).mean().item()
+            self._unlogged[phase] = []
+        return {**logs, "sleep_learning_rate": self._learning_rate}
+
+    def state_dict(self) -> dict:
+        """Return all but the weights that the next step depends on, to be saved or copied before it is taken.
+
+        The weights are in the bare model then, but factors of LoRA are in what is returned. All processes call this
+        together.
+        """
+        self._settle()
+        return {
+            "step": self.step,
+            "factors": factors(self.bare),
+            "optimizer": optimizer_state(self.model, self.optimizer),
+            "scheduler": self.scheduler.state_dict(),
+            "average": {} if self._average is None else self._average.weights,
+            "losses": {phase: list(losses) for phase, losses in self._losses.items()},
+            "unlogged": {phase: list(losses) for phase, losses in self._unlogged.items()},
+            "accuracy_before": self.accuracy_before,
+            "seconds": self.seconds_before + time.perf_counter() - self._start,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from what `state_dict` returned."""
+        load_factors(self.bare, state["factors"])
+        load_optimizer_state(self.model, self.optimizer, state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.step, self.seconds_before = state["step"], state["seconds"]
+        self.accuracy_before = state["accuracy_before"]
+        if self._average is not None:
+            self._average.weights = {name: value.to(self.bare.device) for name, value in state["average"].items()}
+        self._losses = {phase: list(losses) for phase, losses in state["losses"].items()}
+        self._unlogged = {phase: list(losses) for phase, losses in state["unlogged"].items()}
+
+    def _settle(self) -> None:
+        """Bring the weights into the bare model, where they are not already."""
+        if shards(self.accelerator):
+            self.bare.load_state_dict(whole_state(self.model))
+
+    def _take_step(self) -> None:
+        args, accelerator, step = self.args, self.accelerator, self.step
+        place = (args.seed, *self.place, step)
+        torch.manual_seed(seeded_generator(*place, accelerator.process_index).initial_seed())
+        size = args.sleep_batch_size
+        indices = self._replayed.positions(size, (args.seed, *self.place), step * size)
+        pixel_values, labels = _batch(self.memory, indices, self.reader, args, place, accelerator)
+        dreams = is_rem(step, args.sleep_steps, args.sleep_cycles, args.rem_share)
+        targets = labels
+        if dreams:
+            pixel_values, targets = recombine(pixel_values, labels, len(self.memory.classes))
+        with accelerator.autocast():
+            logits = self.model(pixel_values=pixel_values).classifier_logits.float()  # (B, C)
+            loss = F.cross_entropy(logits, targets, label_smoothing=args.label_smoothing_factor)
+        share = len(labels) * accelerator.num_processes / args.sleep_batch_size  # 1 where every process has as many
+        self.guard.watch(loss)
+        if self.guard.accepts(f"step {step + 1} of the sleep after task {self.place[0] + 1}"):
+            accelerator.backward(loss * share)
+            accelerator.unscale_gradients(self.optimizer)
+            self.frozen.mask_gradients()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), args.max_grad_norm or float("inf"))
+            self.optimizer.step()
+            if self._average is not None:
+                self._average.update(step)
+        self._learning_rate = self.scheduler.get_last_lr()[-1]
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        phase = "rem" if dreams else "nrem"
+        losses = self._losses[phase]
+        losses.append(loss.item())
+        self._unlogged[phase].append(losses[-1])
+        del losses[: -max(1, args.sleep_steps // 10)]
+
+
+class WeightAverage:
+    """Exponential moving average of the weights that learn, over the steps of a sleep.
+
+    Early steps weigh less: the decay of step s, from 0, is at most (s + 1) / (s + 10). Weights that stay the same keep
+    their value in the average, bit for bit.
+
+    Args:
+        model (`torch.nn.Module`): Whose trainable weights are averaged.
+        decay (`float`): Weight of the average so far, in (0, 1).
+
+    Attributes:
+        weights (`dict[str, torch.Tensor]`): The average, by name; empty before the first step.
+    """
+
+    def __init__(self, model: torch.nn.Module, decay: float):
+        self.decay, self.weights = decay, {}
+        self._parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after a step."""
+        if not self.weights:
+            self.weights = {name: value.clone() for name, value in self._parameters.items()}
+        share = 1 - min(self.decay, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(self.weights.values()), list(self._parameters.values()), share)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Give the model the average of its weights."""
+        for name, value in self.weights.items():
+            self._parameters[name].copy_(value)
+
+
+def _batch(memory, indices, reader, args, place: tuple[int, ...], accelerator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return this process's share of some memories, augmented: (B, 3, H, W) and (B,)."""
+    images, labels = memory.read(indices[accelerator.process_index :: accelerator.num_processes])
+    pixel_values = reader.normalise(images.to(accelerator.device))
+    generator = seeded_generator(*place, accelerator.process_index)
+    return augment(pixel_values, args.augmentation, args.crop_scale, generator), labels.to(accelerator.device)

@@ -1,0 +1,78 @@
+"""Settings: the hyper-parameters of a run that differ from the defaults, as its history keeps them."""
+
+import re
+from dataclasses import MISSING, fields
+from enum import Enum
+from pathlib import Path
+
+from .arguments import ContinualTrainingArguments
+
+# How arguments start that are no hyper-parameters: where things go, what is shown, what a machine or account decides.
+LEFT_OUT = re.compile(
+    r"auto_find_|average_tokens_|batch_eval_|dataloader_(?!drop_last)|ddp_|debug|deepspeed|disable_|do_|eval_|fsdp"
+    r"|hub_|ignore_data_|include_|label_names|length_column_|local_rank|log_|logging_|output_dir|per_device_eval_"
+    r"|prediction_loss_|project|push_|remove_unused_|report_|run_name|save_|skip_memory_|torch_|trackio_|use_"
+    r"|\w*checkpoint|\w*_config$|\w*_full_eval"
+)
+
+# What may change inside a task: it is in no state that a checkpoint keeps.
+CHANGEABLE = (
+    "activation_checkpointing",
+    "bf16",
+    "evaluate_recall",
+    "forward_transfer",
+    "fp16",
+    "full_determinism",
+    "gradient_checkpointing",
+    "greater_is_better",
+    "max_grad_norm",
+    "metric_for_best_model",
+    "non_finite_loss",
+    "recall_weight",
+    "tf32",
+)
+
+
+def hyper_parameters(args: ContinualTrainingArguments) -> dict:
+    """Return the hyper-parameters that differ from the defaults, JSON-able; no path, token or matter of a machine."""
+    settings = {}
+    for field in fields(ContinualTrainingArguments):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        value = getattr(args, field.name)
+        value = value.value if isinstance(value, Enum) else value
+        if value != default and _is_plain(value) and not LEFT_OUT.match(field.name):
+            settings[field.name] = value
+    return settings
+
+
+def _is_plain(value) -> bool:
+    """Whether a value is a JSON scalar or a list of such, and holds no path."""
+    if isinstance(value, list):
+        return all(_is_plain(item) for item in value)
+    return isinstance(value, bool | int | float | None) or (isinstance(value, str) and not re.search(r"[/\\]", value))
+
+
+def check_same_settings(checkpoint: Path, there: dict, here: dict) -> None:
+    """Compare the hyper-parameters that a checkpoint inside a task was made with, and those to go on with.
+
+    Its optimizer and schedule hold the old ones, so that new ones would be ignored or not fit.
+
+    Args:
+        checkpoint (`Path`): The checkpoint.
+        there (`dict`): Hyper-parameters that differ from the defaults, as a history keeps them.
+        here (`dict`): The same of this run.
+
+    Raises:
+        ValueError: If they differ, with every difference by name.
+    """
+    there, here = ({name: value for name, value in part.items() if name not in CHANGEABLE} for part in (there, here))
+    differences = [
+        f"{name} is {there.get(name, 'the default')!r} there, {here.get(name, 'the default')!r} here"
+        for name in sorted({*there, *here})
+        if there.get(name) != here.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"Expected the arguments that {checkpoint} was made with, which is inside a task. Differences: "
+            f"{'; '.join(differences)}. Pass the same, or remove {checkpoint.parent} to start that task again."
+        )

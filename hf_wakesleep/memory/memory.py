@@ -1,0 +1,227 @@
+"""SemiParametricMemory: a table of codes under a budget in bytes, with the codec that turns them back into images."""
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from huggingface_hub import snapshot_download
+
+from ..codecs.base import Codec, CodecError
+from ..model.digests_wakesleep import DIGESTS_NAME
+from .budget import MemoryBytes, fitting
+from .cache import DecodedImages
+from .files import MemoryFiles, file_bytes
+from .sampling import BalancedDraw
+from .synapses import Synapses
+from .table import INDEX_BYTES, CodeTable
+
+
+class SemiParametricMemory:
+    """Codes of images, balanced over classes and never above the budget.
+
+    Codes stand ordered by class and, within a class, in turns of its tasks, the most useful code of each task first.
+    When the budget is full every class keeps the first of its codes in that order. Without ranks, codes of a task are
+    ordered by a digest of their bytes, so that the first are a uniform sample whatever the order they came in
+    (reservoir sampling without a random state).
+
+    Args:
+        codec ([`Codec`]): Turns images into codes and back.
+        budget (`int`, *optional*): Bytes that `num_bytes.total` may not exceed. `None` for no limit.
+        classes (`Sequence[str]`, *optional*): Names of the classes, in the order of their labels.
+
+    Attributes:
+        synapses ([`Synapses`], *optional*): Which weights of the network are frozen; `None` where none ever are.
+    """
+
+    def __init__(self, codec: Codec, budget: int | None = None, classes: Sequence[str] = ()):
+        self.codec = codec
+        self.budget = budget
+        self.classes = list(classes)
+        self.statistics_bytes = 0
+        self._table = CodeTable.of()
+        self._decoded = DecodedImages(codec)
+        self.synapses: Synapses | None = None
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @property
+    def num_bytes(self) -> MemoryBytes:
+        """What the memory takes now."""
+        return MemoryBytes(
+            codes=int(self._table.sizes.sum()),
+            index=INDEX_BYTES * len(self) + file_bytes(self.classes),
+            codec=self.codec.num_bytes,
+            statistics=self.statistics_bytes,
+            masks=self._masks_bytes,
+        )
+
+    @property
+    def protocol(self) -> dict:
+        """What two runs must share so that one can go on with the memory of the other, JSON-able."""
+        codec = {"codec": self.codec.name, **self.codec.settings(), "fitted": self.codec.digest()}
+        return {**codec, "budget": self.budget}
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Label of every code, int64 of shape (M,)."""
+        return self._table.labels
+
+    @property
+    def tasks(self) -> np.ndarray:
+        """Number of the task of every code, int32 of shape (M,)."""
+        return self._table.tasks
+
+    def add_classes(self, classes: Sequence[str], statistics_bytes: int) -> None:
+        """Make room for new classes, whose codes may come next.
+
+        Args:
+            classes (`Sequence[str]`): Their names.
+            statistics_bytes (`int`): Bytes that the model now keeps beside its weights; they count in the budget.
+
+        Raises:
+            ValueError: If the budget cannot hold a code of every class any more; nothing is changed then.
+        """
+        self._change(classes=self.classes + list(classes), statistics_bytes=statistics_bytes)
+
+    def set_budget(self, budget: int | None) -> None:
+        """Set another budget and, if it is smaller, drop what it does not hold.
+
+        Raises:
+            ValueError: If it cannot hold a code of every class; nothing is changed then.
+        """
+        self._change(budget=budget)
+
+    def set_synapses(self, synapses: Synapses | None) -> None:
+        """Set which weights are frozen and, if that takes more bytes than before, drop codes that make room for it.
+
+        Raises:
+            ValueError: If the budget cannot hold a code of every class any more; nothing is changed then.
+        """
+        self._change(synapses=synapses)
+
+    def write(
+        self, codes: Sequence[bytes], labels: Sequence[int], task: int, ranks: Sequence[int] | None = None
+    ) -> None:
+        """Add codes of one task, then shrink all classes alike until the budget holds.
+
+        Args:
+            codes (`Sequence[bytes]`): What `codec.encode` returned.
+            labels (`Sequence[int]`): Their classes, as positions in `classes`.
+            task (`int`): Number of the task, from 0.
+            ranks (`Sequence[int]`, *optional*): How soon codes of a class are worth keeping, 0 for the first, such as
+                [`herding_ranks`] returns. By a digest of their bytes if missing.
+
+        Raises:
+            ValueError: If a label is unknown, a rank is missing, or the budget cannot hold one code of every class;
+                the memory stays as it was.
+        """
+        labels = np.asarray(labels, dtype=np.int64)
+        if len(codes) != len(labels) or (len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes)):
+            raise ValueError(
+                f"Expected one label in 0..{len(self.classes) - 1} per code, got {len(codes)} codes and labels "
+                f"{sorted(set(labels.tolist()))}. Add the classes first."
+            )
+        new = CodeTable.of(codes, labels, task)
+        ranks = new.digests() if ranks is None else np.asarray(ranks)
+        if len(ranks) != len(codes):
+            raise ValueError(f"Expected one rank per code, got {len(codes)} codes and {len(ranks)} ranks.")
+        new = new.take(np.lexsort((ranks, labels)))
+        table = self._table.followed_by(new)
+        self._set(table, table.order(np.concatenate([self._table.turns(), new.turns()])))
+
+    def codes(self, indices: Sequence[int] | np.ndarray) -> list[bytes]:
+        """Return the codes at some positions in 0..M-1."""
+        return self._table.codes.take(pa.array(np.asarray(indices, dtype=np.int64))).to_pylist()
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decode some memories.
+
+        Args:
+            indices (`Sequence[int]`): Positions in 0..M-1.
+
+        Returns:
+            `tuple`: Images (B, 3, H, W) uint8 and labels (B,) int64.
+
+        Raises:
+            CodecError: If a code is corrupt.
+        """
+        indices = np.asarray(indices, dtype=np.int64)
+        images = self._decoded.decode(self.codes(indices))
+        sizes = sorted({tuple(image.shape) for image in images})
+        if len(sizes) > 1:
+            raise CodecError(f"Expected codes of images of one size, got {sizes[:5]}.")
+        return torch.stack(images), torch.from_numpy(self.labels[indices])  # (B, 3, H, W), (B,)
+
+    def balanced(self, among: np.ndarray | None = None) -> BalancedDraw:
+        """Return a [`BalancedDraw`] of memories as they are now.
+
+        Args:
+            among (`numpy.ndarray`, *optional*): Sorted positions to draw from; all if missing.
+        """
+        return BalancedDraw(self.labels, among)
+
+    def checksum(self) -> int:
+        """Return a number that differs, almost surely, if codes, labels, tasks, class names or synapses do."""
+        total = zlib.crc32("\n".join(self.classes).encode())
+        for column in (self.labels, self.tasks, self._table.sizes):
+            total = zlib.crc32(np.ascontiguousarray(column), total)
+        for code in self._table.codes:
+            total = zlib.crc32(code.as_buffer(), total)
+        return total if self.synapses is None else self.synapses.checksum(total)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `codes.parquet`, `memory.json` and, where there are any, codec weights and synapses."""
+        files = MemoryFiles(self.codec, self._table, self.classes, self.budget, self.statistics_bytes, self.synapses)
+        files.write(Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "SemiParametricMemory":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: If a file is missing or does not hold a memory.
+        """
+        files = MemoryFiles.read(Path(folder))
+        memory = cls(files.codec, files.budget, files.classes)
+        memory.statistics_bytes, memory._table = files.statistics_bytes, files.table
+        memory.synapses = files.synapses
+        return memory
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, **kwargs) -> "SemiParametricMemory":
+        """Load the memory of a stage from its folder or from the Hub; nothing else of the stage is downloaded.
+
+        Args:
+            name_or_path (`str`): Folder of a stage, or name of a repository.
+            kwargs: Passed on to `huggingface_hub.snapshot_download` (`revision`, `token`, ...).
+        """
+        folder = Path(name_or_path)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(name_or_path, allow_patterns=[DIGESTS_NAME, "memory/*"], **kwargs))
+        return cls.load(folder / "memory")
+
+    @property
+    def _masks_bytes(self) -> int:
+        return 0 if self.synapses is None else self.synapses.num_bytes
+
+    def _change(self, **attributes) -> None:
+        """Set attributes and drop what the budget then does not hold; set none if it cannot hold enough."""
+        before = {name: vars(self)[name] for name in attributes}
+        vars(self).update(attributes)
+        try:
+            self._set(self._table, np.arange(len(self)))
+        except ValueError:
+            vars(self).update(before)
+            raise
+
+    def _set(self, table: CodeTable, order: np.ndarray) -> None:
+        """Drop what the budget does not hold of a table in some order, and make the rest the content of the memory."""
+        if self.budget is not None:
+            kept = self.codec.num_bytes + self.statistics_bytes + self._masks_bytes
+            room = self.budget - file_bytes(self.classes) - kept
+            order = order[fitting(table.labels[order], table.sizes[order] + INDEX_BYTES, room, self.budget)]
+        self._table = table.take(order)

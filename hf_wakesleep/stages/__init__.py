@@ -1,0 +1,1 @@
+"""Stages and checkpoints: what is saved, gone on from, and published."""

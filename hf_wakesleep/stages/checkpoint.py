@@ -1,0 +1,148 @@
+"""Checkpoint: a folder from which a run goes on inside a task.
+
+    <output_dir>/checkpoints/task-03/written          what came of writing the task: memory, recall, landmarks
+                                     checkpoint-10    awake, after step 10: what `Trainer` saves, and factors of LoRA
+                                     checkpoint-64    asleep, after step 50 of the sleep that followed 14 steps awake
+
+Steps of sleep count on from the last step awake. All appear whole or not at all, and vanish with the task's stage.
+"""
+
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+from ..reporting.history import HISTORY_NAME
+from ..storage.atomic import find_leftovers, remove_folder, restore_folders
+from .stage import find_stages, stage_name, stage_number
+
+logger = logging.get_logger(__name__)
+
+CHECKPOINTS_FOLDER, SLEEP_NAME = "checkpoints", "sleep.pt"
+LAST_WRITTEN = "trainer_state.json"  # of a checkpoint; without it the checkpoint is half-written
+
+
+def checkpoints_of(output_dir: str | Path, task: int) -> Path:
+    """Return the folder of the checkpoints inside a task, counted from 0."""
+    return Path(output_dir) / CHECKPOINTS_FOLDER / stage_name(task)
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """Return the whole checkpoints in a folder, by their steps."""
+    whole = [path for path in folder.glob("checkpoint-*") if (path / LAST_WRITTEN).is_file()]
+    return sorted(whole, key=_step)
+
+
+def find_resume_point(
+    output_dir: str | Path, resume: str | Path | bool, num_done: int
+) -> tuple[Path | None, Path | None]:
+    """Return the stage and, inside the task after it, the checkpoint to go on from; `None` where there is none.
+
+    Args:
+        output_dir (`str` or `Path`): Where the run writes.
+        resume (`str`, `Path` or `bool`): `True` for the last stage and checkpoint in `output_dir`, or the path of one.
+        num_done (`int`): Tasks that the model at hand has behind it.
+
+    Raises:
+        ValueError: If the path is neither a stage nor a whole checkpoint.
+    """
+    if resume is True:
+        stage = next((stage for stage in reversed(find_stages(output_dir)) if stage_number(stage) >= num_done), None)
+        task = num_done if stage is None else stage_number(stage) + 1
+        return stage, next(reversed(find_checkpoints(checkpoints_of(output_dir, task))), None)
+    folder = Path(resume)
+    if (folder / HISTORY_NAME).is_file() and (folder / "config.json").is_file():
+        return folder, None
+    if (folder / LAST_WRITTEN).is_file():  # <output_dir>/checkpoints/task-03/checkpoint-500
+        task = stage_number(folder.parent)
+        before = next((stage for stage in find_stages(folder.parents[2]) if stage_number(stage) == task - 1), None)
+        if before is None and num_done != task:
+            raise ValueError(
+                f"Expected the stage {stage_name(task - 1)} in {folder.parents[2]}, since {folder} goes on from it, "
+                "but it is not there. Pass the output folder of one whole run."
+            )
+        return (before if num_done < task else None), folder
+    raise ValueError(
+        f"Expected `resume_from_checkpoint` to be True or the folder of a stage or checkpoint, but {folder} is "
+        f"neither: it holds no {HISTORY_NAME} and no {LAST_WRITTEN}."
+    )
+
+
+def drop_old_checkpoints(folder: Path, limit: int | None) -> None:
+    """Remove the oldest checkpoints of a task, so that `limit` are left; `None` or 0 for no limit."""
+    if limit:
+        for checkpoint in find_checkpoints(folder)[:-limit]:
+            remove_folder(checkpoint)
+
+
+def drop_later_checkpoints(folder: Path, last: Path | None) -> None:
+    """Remove the checkpoints of a task that are later than one, which a run goes on from; all if it is `None`."""
+    for checkpoint in find_checkpoints(folder):
+        if last is None or _step(checkpoint) > _step(last):
+            logger.warning(f"{checkpoint} is removed, since the run goes on from before it.")
+            remove_folder(checkpoint)
+
+
+def drop_checkpoints(output_dir: str | Path, task: int) -> None:
+    """Remove all checkpoints of a task."""
+    folder = checkpoints_of(output_dir, task)
+    remove_folder(folder)
+    if folder.parent.is_dir() and not any(folder.parent.iterdir()):
+        folder.parent.rmdir()
+
+
+def clean(output_dir: str | Path) -> list[Path]:
+    """Remove what a kill has left half-written, and checkpoints of tasks whose stage stands; say so in the log.
+
+    Returns:
+        `list[Path]`: What was half-written.
+    """
+    output_dir = Path(output_dir)
+    tasks = [path for path in output_dir.glob(f"{CHECKPOINTS_FOLDER}/task-*") if path.is_dir()]
+    broken = [path for task in tasks for path in task.glob("checkpoint-*") if not (path / LAST_WRITTEN).is_file()]
+    folders = [output_dir, output_dir / CHECKPOINTS_FOLDER, *tasks]
+    restored = [path for folder in folders for path in restore_folders(folder)]
+    if restored:
+        names = ", ".join(str(path.relative_to(output_dir)) for path in restored)
+        logger.warning(f"To be replaced when a run was stopped, and put back now in {output_dir}: {names}.")
+    broken += [path for folder in folders for path in find_leftovers(folder)]
+    if broken:
+        names = ", ".join(str(path.relative_to(output_dir)) for path in broken)
+        logger.warning(f"Half-written when a run was stopped, and removed now from {output_dir}: {names}.")
+    for path in broken:
+        _remove(path)
+    for stage in find_stages(output_dir):
+        drop_checkpoints(output_dir, stage_number(stage))
+    return broken
+
+
+def load_sleep(checkpoint: str | Path | None) -> dict | None:
+    """Return the state of the sleep that a checkpoint was taken in; `None` if it was taken awake."""
+    path = None if checkpoint is None else Path(checkpoint) / SLEEP_NAME
+    return torch.load(path, map_location="cpu", weights_only=True) if path is not None and path.is_file() else None
+
+
+def is_due(strategy: str, every: float, step: int, num_steps: int) -> bool:
+    """Whether a checkpoint is due after a step of sleep: every `save_steps` of them, and after the last.
+
+    Args:
+        strategy (`str`): `save_strategy`; only `"steps"` takes checkpoints inside a sleep.
+        every (`float`): `save_steps`: a number of steps or, below 1, a share of them.
+        step (`int`): Steps done, from 1.
+        num_steps (`int`): Steps of the whole sleep.
+    """
+    if strategy != "steps":
+        return False
+    interval = max(1, int(every if every >= 1 else every * num_steps))
+    return step % interval == 0 or step == num_steps
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        remove_folder(path)
+    else:
+        path.unlink()
