@@ -156,7 +156,9 @@ def hyper_parameters(args: ContinualTrainingArguments) -> dict:
 
 
 def _is_plain(value) -> bool:
-    """Whether a value is a JSON scalar or a list of such, and holds no path."""
+    """Whether a value is a JSON scalar, or a list or object of such, and holds no path."""
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_plain(item) for name, item in value.items())
     if isinstance(value, list):
         return all(_is_plain(item) for item in value)
     return isinstance(value, bool | int | float | None) or (isinstance(value, str) and not re.search(r"[/\\]", value))

@@ -90,17 +90,22 @@ def check_same_settings(checkpoint: Path, there: dict, here: dict) -> None:
     Raises:
         ValueError: If they differ, with every difference by name.
     """
-    there, here = ({name: value for name, value in part.items() if name not in CHANGEABLE} for part in (there, here))
-    differences = [
-        f"{name} is {there.get(name, 'the default')!r} there, {here.get(name, 'the default')!r} here"
-        for name in sorted({*there, *here})
-        if there.get(name) != here.get(name)
-    ]
+    differences = different_settings(there, here)
     if differences:
         raise ValueError(
             f"Expected the arguments that {checkpoint} was made with, which is inside a task. Differences: "
             f"{'; '.join(differences)}. Pass the same, or remove {checkpoint.parent} to start that task again."
         )
+
+
+def different_settings(there: dict, here: dict) -> list[str]:
+    """Return a line for every hyper-parameter that differs and may not change inside a task."""
+    names = sorted({*there, *here} - set(CHANGEABLE))
+    return [
+        f"{name} is {there.get(name, 'the default')!r} there, {here.get(name, 'the default')!r} here"
+        for name in names
+        if there.get(name) != here.get(name)
+    ]
 
 
 def is_same_run(there: dict, here: dict, num_tasks: int) -> bool:
