@@ -33,7 +33,7 @@ def test_a_write_that_fails_leaves_the_old_content(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("failing", [1, 2])
 def test_a_folder_that_cannot_be_replaced_stays_as_it_was(tmp_path, monkeypatch, failing):
-    write_folder(tmp_path / "stage", "old")
+    write_folder(tmp_path / "task-01", "old")
     calls, replace = [], Path.replace
 
     def fail(path, target):
@@ -44,24 +44,24 @@ def test_a_folder_that_cannot_be_replaced_stays_as_it_was(tmp_path, monkeypatch,
 
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="What was complete before is intact"):
-        write_folder(tmp_path / "stage", "new")
-    assert content_of(tmp_path) == {"stage/file": "old"}
+        write_folder(tmp_path / "task-01", "new")
+    assert content_of(tmp_path) == {"task-01/file": "old"}
 
 
 @pytest.mark.parametrize("killed_at", [1, 2, 3])
 def test_a_kill_while_a_folder_is_replaced_loses_neither_old_nor_new(tmp_path, killed_at):
-    write_folder(tmp_path / "stage", "old")
+    write_folder(tmp_path / "task-01", "old")
     child = os.fork()
     if not child:
         _kill_at(killed_at)
-        write_folder(tmp_path / "stage", "new")
+        write_folder(tmp_path / "task-01", "new")
         os._exit(0)
     os.waitpid(child, 0)
     restore_folders(tmp_path)
     kept = content_of(tmp_path)
-    assert kept["stage/file"] == ("new" if killed_at == 3 else "old")
-    write_folder(tmp_path / "stage", "newer")
-    assert content_of(tmp_path)["stage/file"] == "newer"
+    assert kept["task-01/file"] == ("new" if killed_at == 3 else "old")
+    write_folder(tmp_path / "task-01", "newer")
+    assert content_of(tmp_path)["task-01/file"] == "newer"
     assert restore_folders(tmp_path) == []
 
 

@@ -233,7 +233,7 @@ def goes_on_the_same(make_trainer, whole, part):
     """Go on with a stopped run, with other factors in vain, then with the same."""
     for changes in ({"lora_rank": 4}, {f"{part}_plasticity": "full"}):
         other = make_trainer(output_dir="stopped", **{**LORA, **changes})
-        with pytest.raises(ValueError, match=r"factors of LoRA in the checkpoint.*Go on with the same"):
+        with pytest.raises(ValueError, match="Expected the arguments that .* was made with"):
             other.train(resume_from_checkpoint=True)
     resumed = make_trainer(output_dir="stopped", **LORA)
     resumed.train(resume_from_checkpoint=True)

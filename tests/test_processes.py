@@ -35,6 +35,7 @@ def test_what_processes_compute_or_see_for_themselves_is_shared(tmp_path, accide
     assert both[0] == both[1]
     assert both[0]["set"] == both[0]["stream"] > 0.5
     assert both[0]["hidden"] == [47, 4]
+    assert "needs a label, or none, but 1 of 2 batches have none" in both[0]["partly"]
 
 
 @pytest.fixture(scope="module")

@@ -36,13 +36,15 @@ def test_the_weight_of_recall_follows_the_better_half(asleep, make_args):
     assert model.config.recall_weight == 0.25
 
 
-def test_too_few_memories_to_hold_some_out_leave_the_weight_as_it_was(asleep, make_args):
+def test_one_memory_of_each_class_is_enough_to_set_the_weight(asleep, make_args):
     model, memory, reader = asleep
     few = SemiParametricMemory(RawCodec(), None, NAMES)
     images, _ = memory.read(np.arange(4))
     few.write(few.codec.encode(images), [0, 1, 2, 3], task=0)
-    assert math.isnan(update_recall(model, few, reader, make_args()))
-    assert model.config.recall_weight == 0.5
+    assert update_recall(model, few, reader, make_args()) == 1.0
+    assert model.config.recall_weight > 0.5
+    assert math.isnan(update_recall(model, few, reader, make_args(held_out_share=0.0, recall_weight=0.25)))
+    assert model.config.recall_weight == 0.25
 
 
 @pytest.mark.parametrize(("num_classes", "per_class"), [(400, 1), (1200, 1), (1200, 2), (2000, 5)])

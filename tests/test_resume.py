@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 from conftest import STOPPABLE, digits_of, equal_states
-from runs import StopError, assert_same_end, stop_at
+from runs import StopAt, StopError, assert_same_end, stop_at
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hf_wakesleep import (
@@ -123,6 +123,59 @@ def test_a_checkpoint_inside_a_task_wants_the_arguments_it_was_made_with(
     other = make_trainer(**{**STOPPABLE, **changes})
     other.train(resume_from_checkpoint=True)
     assert len(other.history) == 2
+
+
+def test_a_checkpoint_wants_the_optimizer_it_was_made_with(make_model, make_args, make_stream, monkeypatch):
+    def build(momentum):
+        kind = (torch.optim.SGD, {"lr": 0.01, "momentum": momentum})
+        return ContinualTrainer(make_model(), make_args(**STOPPABLE), make_stream(), optimizer_cls_and_kwargs=kind)
+
+    train_until(monkeypatch, build(0.9), Replay, "_take_step", stop_at(18, Replay._take_step))
+    with pytest.raises(ValueError, match=r"optimizer is 'SGD, lr=0.01, momentum=0.9' there, '.*momentum=0.0' here"):
+        build(0.0).train(resume_from_checkpoint=True)
+
+
+def test_what_was_written_with_other_arguments_is_written_anew(make_trainer):
+    """Killed before the first checkpoint, and gone on with another share to hold out."""
+    settings = {**STOPPABLE, "save_steps": 100}
+    stopped = make_trainer(**settings)
+    stopped.add_callback(StopAt(stopped, task=0, step=2))
+    with pytest.raises(StopError):
+        stopped.train()
+    resumed = make_trainer(**{**settings, "held_out_share": 0.3, "memory_selection": "reservoir"})
+    resumed.train(resume_from_checkpoint=True)
+    expected = make_trainer(output_dir="whole", **{**settings, "held_out_share": 0.3, "memory_selection": "reservoir"})
+    expected.train()
+    assert_same_end(expected, resumed)
+
+
+def test_early_stopping_goes_on_where_it_was(make_trainer, monkeypatch):
+    settings = {**STOPPABLE, "save_steps": 2, "learning_rate": 0.0, "eval_strategy": "steps", "eval_steps": 2}
+    settings |= {"metric_for_best_model": "accuracy", "num_train_epochs": 3}
+    expected = make_trainer(output_dir="whole", callbacks=[EarlyStoppingCallback(3)], **settings)
+    expected.train()
+    assert [record.wake_steps for record in expected.history.records] == [8, 8]
+    for step in (4, 8):  # within its patience, and when it has stopped
+        name = f"stopped-{step}"
+        stopped = make_trainer(output_dir=name, callbacks=[EarlyStoppingCallback(3)], **settings)
+        save = ContinualTrainer._save_checkpoint
+
+        def saving(trainer, model, trial, step=step, save=save):
+            save(trainer, model, trial)
+            if trainer.state.global_step == step:
+                raise StopError
+
+        train_until(monkeypatch, stopped, ContinualTrainer, "_save_checkpoint", saving)
+        resumed = make_trainer(output_dir=name, callbacks=[EarlyStoppingCallback(3)], **settings)
+        resumed.train(resume_from_checkpoint=True)
+        assert_same_end(expected, resumed)
+
+
+def test_a_finished_run_that_is_gone_on_with_can_be_evaluated(make_trainer, whole, tmp_path):
+    resumed = make_trainer(output_dir="whole2", **STOPPABLE)
+    shutil.copytree(whole.args.output_dir, resumed.args.output_dir, dirs_exist_ok=True)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.evaluate()["eval_accuracy"] == whole.evaluate()["eval_accuracy"]
 
 
 def test_a_wake_that_was_stopped_early_is_not_gone_on_with_from_its_sleep(make_trainer, monkeypatch):

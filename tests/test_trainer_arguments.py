@@ -174,7 +174,7 @@ def test_what_trainer_takes_and_a_stream_brings_is_refused_by_name(make_model, m
     [
         (
             {"per_device_eval_batch_size": 0},
-            "`per_device_eval_batch_size` must be a whole number of at least",
+            "`per_device_eval_batch_size` must be a whole number in",
         ),
         ({"gradient_accumulation_steps": 0}, "`gradient_accumulation_steps`"),
         ({"dataloader_num_workers": -1}, "`dataloader_num_workers`"),

@@ -13,13 +13,14 @@ from ..model.configuration_wakesleep import check_class_names
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 
 
-def find_column(dataset: Dataset, role: str, column: str | None) -> str:
+def find_column(dataset: Dataset, role: str, column: str | None, advice: str | None = None) -> str:
     """Return the name of the image or label column of a dataset.
 
     Args:
         dataset (`datasets.Dataset`): Any.
         role (`str`): `"image"` or `"label"`.
         column (`str`, *optional*): The name that the user gave.
+        advice (`str`, *optional*): What to do if no column or several could be meant; to pass its name if missing.
 
     Raises:
         ValueError: If there is no such column, or more than one that could be meant.
@@ -37,9 +38,10 @@ def find_column(dataset: Dataset, role: str, column: str | None) -> str:
         candidates = named[:1] or labels
     if len(candidates) != 1:
         is_folder = role == "label" and list(found.values()) == ["Image"]
-        advice = " Of a folder with images of one class, load labels with `drop_labels=False`." if is_folder else ""
+        of_folder = " Of a folder with images of one class, load labels with `drop_labels=False`." if is_folder else ""
         raise ValueError(
-            f"Expected one column of {role}s, found {candidates} among {found}. Pass `{role}_column=`.{advice}"
+            f"Expected one column of {role}s, found {candidates} among {found}. "
+            f"{advice or f'Pass `{role}_column=`.'}{of_folder}"
         )
     if role == "image" and isinstance(dataset.features[candidates[0]], list | List | LargeList):
         raise ValueError(

@@ -20,6 +20,7 @@ from .images import TaskImages, check_known, open_image, to_rgb
 from .streams import Task
 
 WHAT = "the given images"
+ADVICE = "Keep the right one, with `remove_columns`, or call it 'image' or 'label', with `rename_column`."
 
 
 class EvalSets(ConcatDataset):
@@ -49,12 +50,17 @@ class LabelReader:
     Args:
         label2id (`dict[str, int]`): From class name to index in the head.
         names (`Sequence[str]`, *optional*): Names of the classes that the dataset's numbers count.
+        are_numbers_names (`bool`, *optional*): Whether a number is the name of a class otherwise; by default where all
+            names are single digits.
     """
 
-    def __init__(self, label2id: dict[str, int], names: Sequence[str] | None = None):
+    def __init__(
+        self, label2id: dict[str, int], names: Sequence[str] | None = None, are_numbers_names: bool | None = None
+    ):
         self._label2id, self._names = label2id, names
         # Sorted as text, '10' comes before '2': then a number can be a name or count names.
-        self._is_ambiguous = names is None and any(name.isdecimal() and len(name) > 1 for name in label2id)
+        are_short = all(name.isdecimal() and len(name) == 1 for name in label2id)
+        self._are_names = are_short if are_numbers_names is None else are_numbers_names
 
     def read(self, label, where: str) -> int | None:
         """Return the index of a label; `None` for one that is missing or hidden (-1).
@@ -69,10 +75,11 @@ class LabelReader:
             return None
         if is_number and self._names is not None and 0 <= label < len(self._names):
             label = self._names[label]
-        elif is_number and self._is_ambiguous:
+        elif is_number and not self._are_names:
             raise ValueError(
-                f"Expected the label of {where} as text, got the number {label}, which could be a class of that name "
-                "or a position in a list of classes. Return the name of the class."
+                f"Expected the label of {where} as text, the name of its class, got the number {label}, which could "
+                "count the classes of any list. Return the name, or give a torch dataset a list `classes` and a "
+                "stream `features` with a `ClassLabel` (`map(..., features=...)`)."
             )
         elif not (isinstance(label, str) or (is_number and self._names is None)):
             raise ValueError(f"Expected the label of {where} to be a class by its name or number, got {label!r}.")
@@ -136,9 +143,9 @@ def as_images(dataset, label2id: dict[str, int]) -> torch.utils.data.Dataset:
         images = _of_dataset(dataset, label2id)
     elif isinstance(dataset, datasets.IterableDataset):
         images = _of_stream(dataset, label2id)
-    elif isinstance(dataset, Subset):
+    elif type(dataset) is Subset:  # one of another kind may change what it gives
         images = Subset(as_images(dataset.dataset, label2id), dataset.indices)
-    elif isinstance(dataset, ConcatDataset):
+    elif type(dataset) is ConcatDataset:
         images = ConcatDataset([as_images(part, label2id) for part in dataset.datasets])
     elif isinstance(dataset, torch.utils.data.IterableDataset):
         images = StreamedImages(dataset, LabelReader(label2id, _names_of(dataset)))
@@ -182,7 +189,7 @@ def read_example(example, labels: LabelReader, where: str) -> dict:
 
 def _of_dataset(dataset: Dataset, label2id: dict[str, int]) -> TaskImages:
     refuse_transform(dataset, WHAT)
-    image, label = find_column(dataset, "image", None), _label_column(dataset)
+    image, label = find_column(dataset, "image", None, ADVICE), _label_column(dataset)
     columns = {"image": image} if label is None else {"image": image, "label": label}
     names = {} if label is None else {"label": class_names([dataset], label)}
     if label is not None and not isinstance(dataset.features[label], ClassLabel) and "-1" not in label2id:
@@ -194,7 +201,7 @@ def _label_column(dataset: Dataset) -> str | None:
     """Return the column of labels; `None` if there is none, or nothing in it but labels that are hidden."""
     if not _has_labels(dataset):
         return None
-    column = find_column(dataset, "label", None)
+    column = find_column(dataset, "label", None, ADVICE)
     values = dataset.select_columns([column]).with_format("arrow")[:].column(0).unique().to_pylist()
     return None if values and set(values) <= {None, -1} else column
 
@@ -206,11 +213,12 @@ def _has_labels(dataset: Dataset | datasets.IterableDataset) -> bool:
 
 
 def _of_stream(dataset: datasets.IterableDataset, label2id: dict[str, int]) -> StreamedImages:
-    if dataset.features is None:  # as after `map`
-        return StreamedImages(dataset, LabelReader(label2id))
-    image, label = find_column(dataset, "image", None), None
+    dataset = dataset.with_format(None)
+    if dataset.features is None:  # as after `map`, which drops the names of the classes
+        return StreamedImages(dataset, LabelReader(label2id, are_numbers_names=False))
+    image, label = find_column(dataset, "image", None, ADVICE), None
     if _has_labels(dataset):
-        label = find_column(dataset, "label", None)
+        label = find_column(dataset, "label", None, ADVICE)
     dataset = dataset.select_columns([image] if label is None else [image, label])
     if dataset.features[image].mode is None:  # else `datasets` converts to that mode as it decodes
         dataset = dataset.cast_column(image, ImageFeature(decode=False))
@@ -218,7 +226,7 @@ def _of_stream(dataset: datasets.IterableDataset, label2id: dict[str, int]) -> S
         return StreamedImages(dataset, LabelReader(label2id))
     names = dataset.features[label].names if isinstance(dataset.features[label], ClassLabel) else None
     dataset = dataset if label == "label" else dataset.rename_column(label, "label")
-    return StreamedImages(dataset, LabelReader(label2id, names))
+    return StreamedImages(dataset, LabelReader(label2id, names, are_numbers_names=True))
 
 
 def _names_of(dataset) -> Sequence[str] | None:

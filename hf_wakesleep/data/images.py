@@ -150,7 +150,7 @@ def check_known(names: Iterable[str], label2id: dict[str, int], where: str) -> N
     unknown = sorted(set(names) - set(label2id))
     if unknown:
         raise ValueError(
-            f"Expected images of classes that the model knows, but {where} are of {unknown[:5]}, too. Teach them "
+            f"Expected images of classes that the model knows, but {where} are of {unknown[:5]}. Teach these classes "
             "first, or leave them out."
         )
 

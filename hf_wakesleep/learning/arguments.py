@@ -258,6 +258,12 @@ class ContinualTrainingArguments(TrainingArguments):
             "it on memories that it held out."
         },
     )
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether callbacks that have a state, such as that of early stopping, go on with it after a stop."
+        },
+    )
     recall_update: str = field(
         default="carry",
         metadata={
@@ -407,7 +413,7 @@ class ContinualTrainingArguments(TrainingArguments):
         for name, (low, high) in WHOLE.items():
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:
-                raise ValueError(f"`{name}` must be a whole number of at least {low}, got {value!r}.")
+                raise ValueError(f"`{name}` must be a whole number in {low}..{high}, got {value!r}.")
         for name, (holds, expected) in NUMBERS.items():
             value = getattr(self, name)
             is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -3,7 +3,7 @@
 import copy
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -74,7 +74,7 @@ class ClassifierTrainer(Trainer):
             )
         self.task_number = 0
         self._publisher: Publisher | None = None
-        self._is_saving = False
+        self._is_saving = self._is_folder_held = False
         if args.should_save:
             check_writable(args.output_dir)
         super().__init__(
@@ -96,10 +96,9 @@ class ClassifierTrainer(Trainer):
             build, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(args, self.model)
             optimizer = build([weight], **kwargs)
         except (ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"`optim` {args.optim.value!r} with `optim_args` {args.optim_args!r} builds no optimizer ({error}). "
-                "Change them."
-            ) from error
+            given = f"`optim` {args.optim.value!r} with `optim_args` {args.optim_args!r}"
+            given = given if self.optimizer_cls_and_kwargs is None else "`optimizer_cls_and_kwargs`"
+            raise ValueError(f"{given} builds no optimizer ({error}). Change it.") from error
         without = copy.copy(args)
         without.optim_args = None
         if args.optim_args and kwargs == self.get_optimizer_cls_and_kwargs(without, self.model)[1]:
@@ -172,6 +171,9 @@ class ClassifierTrainer(Trainer):
                 "`ignore_keys` must not hold 'logits', from which accuracy is computed, got "
                 f"{list(ignore_keys)}. Leave it out."
             )
+        # Scores of many images and classes take much room, and only who asks for them gets them.
+        needs_scores = self.compute_metrics is not None or description != "Evaluation"
+        self.preprocess_logits_for_metrics = None if needs_scores else _best_class
         output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
         if output.label_ids is None:
             if description == "Evaluation":
@@ -179,19 +181,26 @@ class ClassifierTrainer(Trainer):
                     "The given images have no labels, so there is no accuracy. `predict` returns their scores."
                 )
             return output
-        scores = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions  # (N, C)
-        if len(scores) != len(output.label_ids):
-            raise ValueError(
-                f"Every image needs a label, or none, but {len(scores) - len(output.label_ids)} of {len(scores)} have "
-                "none. Drop those images, or all labels."
-            )
-        is_correct = scores.argmax(axis=-1) == output.label_ids  # (N,)
+        answers = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+        answers = answers.argmax(axis=-1) if needs_scores else answers  # (N,)
+        if len(answers) != len(output.label_ids):
+            raise ValueError(_partly_labelled(len(answers) - len(output.label_ids), len(answers)))
+        is_correct = answers == output.label_ids  # (N,)
         shares = {"accuracy": is_correct.mean()}
         if isinstance(dataloader.dataset, EvalSets):
             slices = dataloader.dataset.slices()
             shares |= {f"{name}_accuracy": is_correct[rows].mean() for name, rows in slices.items()}
         output.metrics.update({f"{metric_key_prefix}_{name}": float(share) for name, share in shares.items()})
         return output
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Check that all processes have labels, or none, before they are gathered."""
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if self.accelerator.num_processes > 1:
+            has_labels = self.accelerator.gather(torch.tensor([labels is not None], device=self.args.device))
+            if has_labels.any() and not has_labels.all():
+                raise ValueError(_partly_labelled(int((~has_labels).sum()), len(has_labels), "batches"))
+        return loss, logits, labels
 
     @property
     def _eval_sets(self) -> dict[str, TaskImages]:
@@ -228,10 +237,24 @@ class ClassifierTrainer(Trainer):
         if self._publisher is None:
             self.init_hf_repo(kwargs.get("token"))
         if self._publisher is not None:
-            with nullcontext() if self.is_in_train else folder_lock(self.args.output_dir):
+            is_training = self._is_folder_held
+            with self._hold_folder():
                 self._publisher.publish()
-                if blocking or not self.is_in_train:
+                if blocking or not is_training:
                     self._publisher.finish(self.args.shows_progress)
+
+    @contextmanager
+    def _hold_folder(self) -> Iterator[None]:
+        """Hold the output folder, so that no other run writes to it; a trainer that holds it already goes on."""
+        if self._is_folder_held or not self.args.should_save:
+            yield
+            return
+        with folder_lock(self.args.output_dir):
+            self._is_folder_held = True
+            try:
+                yield
+            finally:
+                self._is_folder_held = False
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Do nothing: stages are published, checkpoints are not."""
@@ -302,6 +325,18 @@ class ClassifierTrainer(Trainer):
         with without_factors(model):
             load_whole(model, stored.state_dict())
         load_factors(model, read_factors(Path(resume_from_checkpoint)))
+
+
+def _best_class(logits: torch.Tensor | tuple, labels: torch.Tensor | None) -> torch.Tensor:
+    """Return the class of the largest score of every image, (B,)."""
+    return (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1)
+
+
+def _partly_labelled(missing: int, total: int, what: str = "images") -> str:
+    return (
+        f"Every image needs a label, or none, but {missing} of {total} {what} have none. Drop those images, or all "
+        "labels."
+    )
 
 
 def _check_trainer_arguments(kwargs: dict, args: ContinualTrainingArguments) -> None:

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from ..data.images import ImageReader
 from ..memory.memory import SemiParametricMemory
-from ..memory.sampling import held_out_mask, spread
+from ..memory.sampling import held_out_mask, measured_mask, spread
 from ..model.head_wakesleep import Recall
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from .arguments import ContinualTrainingArguments
@@ -25,8 +25,11 @@ def landmarks(memory: SemiParametricMemory, args: ContinualTrainingArguments) ->
 
 
 def measured(memory: SemiParametricMemory, args: ContinualTrainingArguments) -> np.ndarray:
-    """Return the positions of the held-out memories that a sleep is measured on, before and after, int64 (M,)."""
-    return spread(np.flatnonzero(held_out_mask(memory.labels, memory.tasks, args.held_out_share)), MOST_HELD_OUT)
+    """Return the positions of the memories that a sleep is measured on, before and after, int64 (M,).
+
+    They are held out of replay, but for those that are the only ones of their class.
+    """
+    return spread(np.flatnonzero(measured_mask(memory.labels, memory.tasks, args.held_out_share)), MOST_HELD_OUT)
 
 
 def landmark_features(

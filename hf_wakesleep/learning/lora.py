@@ -93,8 +93,8 @@ def inject(model: WakeSleepForImageClassification, config: LoraConfig, accelerat
             inject_adapter_in_model(config, model.backbone)
         except ValueError as error:
             raise ValueError(
-                "Expected linear layers in the backbone for plasticity 'lora', or a `lora_config` with "
-                f"`target_modules` that it has, but peft found none to train ({error}). Pass 'full' or 'head'."
+                f"Expected a backbone and a `lora_config` that go together, but peft refuses them ({error}). Change "
+                "`target_modules` or other options of it, or pass plasticity 'full' or 'head'."
             ) from error
         for name, layer in _layers(model).items():
             if type(layer) not in (lora.Linear, lora.Conv2d):

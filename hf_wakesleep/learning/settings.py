@@ -46,7 +46,9 @@ def hyper_parameters(args: ContinualTrainingArguments) -> dict:
 
 
 def _is_plain(value) -> bool:
-    """Whether a value is a JSON scalar or a list of such, and holds no path."""
+    """Whether a value is a JSON scalar, or a list or object of such, and holds no path."""
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_plain(item) for name, item in value.items())
     if isinstance(value, list):
         return all(_is_plain(item) for item in value)
     return isinstance(value, bool | int | float | None) or (isinstance(value, str) and not re.search(r"[/\\]", value))
@@ -65,14 +67,19 @@ def check_same_settings(checkpoint: Path, there: dict, here: dict) -> None:
     Raises:
         ValueError: If they differ, with every difference by name.
     """
-    there, here = ({name: value for name, value in part.items() if name not in CHANGEABLE} for part in (there, here))
-    differences = [
-        f"{name} is {there.get(name, 'the default')!r} there, {here.get(name, 'the default')!r} here"
-        for name in sorted({*there, *here})
-        if there.get(name) != here.get(name)
-    ]
+    differences = different_settings(there, here)
     if differences:
         raise ValueError(
             f"Expected the arguments that {checkpoint} was made with, which is inside a task. Differences: "
             f"{'; '.join(differences)}. Pass the same, or remove {checkpoint.parent} to start that task again."
         )
+
+
+def different_settings(there: dict, here: dict) -> list[str]:
+    """Return a line for every hyper-parameter that differs and may not change inside a task."""
+    names = sorted({*there, *here} - set(CHANGEABLE))
+    return [
+        f"{name} is {there.get(name, 'the default')!r} there, {here.get(name, 'the default')!r} here"
+        for name in names
+        if there.get(name) != here.get(name)
+    ]

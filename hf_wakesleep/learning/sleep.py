@@ -165,7 +165,8 @@ def _memory_advice(name: str, value: int) -> Iterator[None]:
         if not should_reduce_batch_size(error):
             raise
         raise MemoryError(
-            f"Sleep does not fit into the memory of the device with {name} {value}. Lower it, pass "
-            "`gradient_checkpointing=True`, `bf16=True` or `sleep_plasticity='head'`, and go on with "
-            f"`resume_from_checkpoint=True`; the last stage is intact. ({str(error).splitlines()[0]})"
+            f"Sleep does not fit into the memory of the device with {name} {value}. Pass "
+            "`activation_checkpointing=True` or `bf16=True`, and go on with `resume_from_checkpoint=True`; or lower "
+            "it, or pass `sleep_plasticity='head'`, and go on from the last stage, which is intact. "
+            f"({str(error).splitlines()[0]})"
         ) from error

@@ -22,7 +22,7 @@ from ..memory.memory import MemoryBytes, SemiParametricMemory
 from ..memory.synapses import FrozenEntries, count_entries, make_room
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from ..reporting.history import History, TaskRecord
-from ..stages.checkpoint import drop_checkpoints, is_due, load_sleep
+from ..stages.checkpoint import drop_checkpoints, is_due, load_sleep, was_wake_stopped
 from ..stages.ingest import Written
 from ..stages.known_images import count_evaluated
 from ..stages.stage import Stage, copy_plots, stage_name
@@ -79,6 +79,7 @@ class TaskTrainer(ClassifierTrainer):
         self._signals = StopSignals()
         self._sleep_report: SleepReport | None = None
         self._sleep_state: dict | None = None
+        self._is_wake_over = False
         self._before: torch.Tensor | None = None
         self._wake_replay: WakeReplay | None = None
         self._micro_step = (-1, 0)
@@ -139,6 +140,7 @@ class TaskTrainer(ClassifierTrainer):
         set_seed(self.args.seed + number)
         self._frozen = FrozenEntries(self.model, None if self.memory is None else self.memory.synapses)
         self._sleep_state = load_sleep(checkpoint)
+        self._is_wake_over = self._sleep_state is not None or was_wake_stopped(checkpoint)
         self._earlier_logs = self.state.log_history if checkpoint is None else []  # a checkpoint holds them
         if checkpoint is not None:
             self._stopwatch.load(checkpoint)
@@ -421,6 +423,6 @@ class TaskTrainer(ClassifierTrainer):
         state.log_history[:0] = self._earlier_logs
 
     def _run_epoch(self, *args, **kwargs) -> None:
-        """Do nothing when a run goes on asleep, wherever wake has ended."""
-        if self._sleep_state is None:
+        """Do nothing when a run goes on after its wake, wherever that has ended."""
+        if not self._is_wake_over:
             super()._run_epoch(*args, **kwargs)

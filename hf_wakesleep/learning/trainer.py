@@ -1,7 +1,6 @@
 """ContinualTrainer: a Trainer that learns a stream of tasks, with a sleep after each."""
 
 import math
-from contextlib import nullcontext
 from pathlib import Path
 
 from datasets import Dataset
@@ -25,12 +24,11 @@ from ..stages.ingest import drop_written
 from ..stages.known_images import eval_sets_of
 from ..stages.protocol import align_tasks, check_same_run, is_same_run, make_protocol, tasks_of
 from ..stages.stage import find_stages, load_stage_state, stage_name, stage_number
-from ..storage.lock import folder_lock
 from .arguments import ContinualTrainingArguments
 from .initial_state import initial_state
 from .lora import describe
 from .processes import check_equal
-from .settings import check_same_settings, hyper_parameters
+from .settings import check_same_settings, different_settings, hyper_parameters
 from .shards import check_whole
 from .task_trainer import TaskTrainer
 
@@ -111,7 +109,7 @@ class ContinualTrainer(TaskTrainer):
                 f"This trainer was stopped inside task {self.task_number + 1}. Build a new model and trainer, and "
                 "pass `resume_from_checkpoint=True` to go on."
             )
-        with folder_lock(self.args.output_dir) if self.args.should_save else nullcontext():
+        with self._hold_folder():
             with self._signals:
                 checkpoint = self._open_run(resume_from_checkpoint)
                 steps, loss = 0, math.nan
@@ -187,8 +185,13 @@ class ContinualTrainer(TaskTrainer):
     @property
     def _settings(self) -> dict:
         """Hyper-parameters that differ from the defaults, as the history keeps them."""
-        lora = {"lora_config": describe(self.lora_config)} if "lora" in self.args.plasticities else {}
-        return hyper_parameters(self.args) | lora
+        settings = hyper_parameters(self.args)
+        if "lora" in self.args.plasticities:
+            settings["lora_config"] = describe(self.lora_config)
+        if self.optimizer_cls_and_kwargs is not None:
+            kind, kwargs = self.optimizer_cls_and_kwargs
+            settings["optimizer"] = ", ".join([kind.__name__, *(f"{name}={kwargs[name]}" for name in sorted(kwargs))])
+        return settings
 
     def _drop_stale(self, protocol: dict) -> None:
         """Drop what was kept or measured of tasks to come that have changed since."""
@@ -198,8 +201,9 @@ class ContinualTrainer(TaskTrainer):
                 self.history.untrained.pop(stage_name(later), None)
         output_dir = Path(self.args.output_dir)
         if self.args.should_save and (output_dir / HISTORY_NAME).is_file():
-            is_stale = not is_same_run(History.load(output_dir).protocol, protocol, number + 1)
-            if is_stale:
+            there = History.load(output_dir)
+            is_same = is_same_run(there.protocol, protocol, number + 1)
+            if not is_same or different_settings(there.settings, self._settings):
                 drop_written(checkpoints_of(output_dir, number))
         self.accelerator.wait_for_everyone()
 
@@ -218,3 +222,5 @@ class ContinualTrainer(TaskTrainer):
         self.model.config.recall_weight = stored.config.recall_weight
         self.history, self.memory = load_stage_state(folder, stored)
         self.tasks = align_tasks(self.stream, self.history)
+        self.task_number = len(self.history) - 1
+        self.eval_dataset = self._eval_images(len(self.history))

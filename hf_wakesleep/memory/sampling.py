@@ -48,30 +48,38 @@ class BalancedDraw:
         return self._orders[of][1]
 
 
-def held_out_mask(labels: np.ndarray, tasks: np.ndarray, share: float) -> np.ndarray:
-    """Return which memories are held out of replay: a share of every class, task by task; bool of shape (M,).
+def measured_mask(labels: np.ndarray, tasks: np.ndarray, share: float) -> np.ndarray:
+    """Return which memories a sleep is measured on: a share of every class, task by task; bool of shape (M,).
 
     Where a class has too few for the share, the remainder is carried over classes: with 5 memories and a share of 0.1
-    every other class holds one out. Multiples of the golden ratio say which, so that it stays the same for a class
-    when others come or shrink. A class keeps at least one memory for replay; where it has only one, that is held out
-    in some sleeps and replayed in the others.
+    every other class gives one. Multiples of the golden ratio say which, so that it stays the same for a class when
+    others come or shrink. A class of several gives all but one at most. There is at least one, unless the share is 0.
 
     Args:
         labels (`numpy.ndarray` of shape `(M,)`): Labels of all memories.
         tasks (`numpy.ndarray` of shape `(M,)`): Their tasks, which take turns in memory.
-        share (`float`): Share to hold out, in [0, 1).
+        share (`float`): Share of a class, in [0, 1).
     """
     order = np.lexsort((tasks, labels))  # stable
     classes = labels[order]
     ranks, counts = ranks_within(classes), np.bincount(labels, minlength=1)[classes]
-    turn = np.where(counts == 1, tasks.max(initial=0), 0)
-    phases = (classes + turn) * _GOLDEN_RATIO % 1
-    is_out = np.floor((ranks + 1) * share + phases) > np.floor(ranks * share + phases)
-    num_out = np.bincount(classes, weights=is_out, minlength=1)[classes]
-    is_out &= (ranks > 0) | (num_out < counts) | (counts == 1)
+    phases = classes * _GOLDEN_RATIO % 1
+    is_in = np.floor((ranks + 1) * share + phases) > np.floor(ranks * share + phases)
+    num_in = np.bincount(classes, weights=is_in, minlength=1)[classes]
+    is_in &= (ranks > 0) | (num_in < counts) | (counts == 1)
+    if share and len(labels) and not is_in.any():
+        is_in[np.lexsort((ranks, counts))[-1]] = True  # the least useful of the largest class
     mask = np.zeros(len(labels), dtype=bool)
-    mask[order] = is_out
+    mask[order] = is_in
     return mask
+
+
+def held_out_mask(labels: np.ndarray, tasks: np.ndarray, share: float) -> np.ndarray:
+    """Return which memories are held out of replay, bool of shape (M,): those of `measured_mask`, but no only ones.
+
+    A class with a single memory would else not be replayed at all.
+    """
+    return measured_mask(labels, tasks, share) & (np.bincount(labels, minlength=1)[labels] > 1)
 
 
 def spread(positions: np.ndarray, most: int) -> np.ndarray:

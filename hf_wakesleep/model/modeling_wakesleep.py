@@ -112,12 +112,12 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
                     f"`feature_dim` is {config.feature_dim}, but features are {width} wide. Leave it out."
                 )
             config.pooling, config.feature_dim = pooling, width
-        elif config.feature_dim is None:  # a stage of version 0.1.0, which knew no other widths
-            is_timm = config.backbone_config.model_type == "timm_wrapper"
-            own = self.backbone.timm_model.num_features if is_timm else config.backbone_config.to_dict()["hidden_size"]
-            config.pooling, config.feature_dim = config.pooling or "cls", own
-        elif config.pooling is None:
-            raise ValueError("Expected `pooling` in a configuration that has `feature_dim`, got none.")
+        elif config.feature_dim is None or config.pooling is None:
+            raise ValueError(
+                "Expected a stage whose configuration holds `feature_dim` and `pooling`, got none. It is of "
+                "hf_wakesleep 0.1, which chose features and held images out in another way: load it with that "
+                "version, or teach its classes anew."
+            )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):

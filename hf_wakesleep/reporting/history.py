@@ -156,12 +156,23 @@ class History:
     def summary(self, num_tasks: int | None = None) -> dict[str, float]:
         """Return every metric after the first `num_tasks` tasks (all by default), by its name."""
         records = self.records[:num_tasks]
-        return metrics.summarize(
-            [record.accuracy for record in records],
-            records[-1].evaluated_images or [record.num_eval_images for record in records],
+        planned = [record.num_eval_images for record in records]
+        counts = [record.evaluated_images or planned[: len(record.accuracy)] for record in records]
+        matrix = [record.accuracy for record in records]
+        summary = metrics.summarize(
+            matrix,
+            counts[-1],
             [record.before_accuracy for record in records],
             [record.untrained_accuracy for record in records],
         )
+        alike = [  # accuracies on other images than those of the last row tell nothing of what was forgotten
+            [value if numbers[i] == counts[-1][i] else math.nan for i, value in enumerate(row)]
+            for row, numbers in zip(matrix, counts, strict=True)
+        ]
+        return summary | {
+            "forgetting": metrics.forgetting(alike),
+            "backward_transfer": metrics.backward_transfer(alike),
+        }
 
     def num_unknown_classes(self) -> int:
         """Return the number of classes whose accuracy after the last task is unknown."""

@@ -10,6 +10,7 @@ Steps of sleep count on from the last step awake. All appear whole or not at all
 from pathlib import Path
 
 import torch
+from transformers import TrainerState
 from transformers.utils import logging
 
 from ..reporting.history import HISTORY_NAME
@@ -120,6 +121,14 @@ def load_sleep(checkpoint: str | Path | None) -> dict | None:
     """Return the state of the sleep that a checkpoint was taken in; `None` if it was taken awake."""
     path = None if checkpoint is None else Path(checkpoint) / SLEEP_NAME
     return torch.load(path, map_location="cpu", weights_only=True) if path is not None and path.is_file() else None
+
+
+def was_wake_stopped(checkpoint: str | Path | None) -> bool:
+    """Whether a callback had ended wake, before its last step, when a checkpoint was taken."""
+    if checkpoint is None:
+        return False
+    control = TrainerState.load_from_json(str(Path(checkpoint, LAST_WRITTEN))).stateful_callbacks["TrainerControl"]
+    return control["args"]["should_training_stop"]
 
 
 def is_due(strategy: str, every: float, step: int, num_steps: int) -> bool:

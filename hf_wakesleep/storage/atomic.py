@@ -16,6 +16,8 @@ _DISK_ERROR = re.compile(
     re.IGNORECASE,
 )
 
+_ASIDE = re.compile(r"\.(task-\d{2,}|checkpoint-\d+|written)\.old").fullmatch
+
 
 def temporary_name(path: Path) -> Path:
     """Return where a file or folder is written before it takes its place; see [`find_leftovers`]."""
@@ -28,13 +30,13 @@ def find_leftovers(folder: Path) -> list[Path]:
 
 
 def restore_folders(folder: Path) -> list[Path]:
-    """Put back the folders in a folder that a kill has found while new ones were to take their places.
+    """Put back the stages and checkpoints in a folder that a kill has found while new ones were to replace them.
 
     Returns:
         `list[Path]`: Those that are there again.
     """
     restored = []
-    for aside in sorted(folder.glob(".*.old")):
+    for aside in sorted(path for path in folder.glob(".*.old") if _ASIDE(path.name) and path.is_dir()):
         name = folder / aside.name.removeprefix(".").removesuffix(".old")
         if name.exists():
             shutil.rmtree(aside)
