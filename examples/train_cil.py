@@ -23,13 +23,13 @@ from hf_wakesleep import (
 )
 
 # Other defaults for the arguments below. Baselines see about as many images awake as wakesleep does awake and asleep.
-CLASSIFIER_ONLY = {"wake_plasticity": "full", "head_init": "random", "sleep_steps": 0, "recall_weight": 0.0}
+CLASSIFIER_ONLY = {"wake_plasticity": "full", "head_init": "random", "sleep_steps": 0, "lda_weight": 0.0}
 METHODS = {
     "wakesleep": {},
     "finetune": {**CLASSIFIER_ONLY, "memory_budget": "0", "num_train_epochs": 45},
     "replay": {**CLASSIFIER_ONLY, "codec": "raw", "wake_replay": True, "num_train_epochs": 25},
     "joint": {**CLASSIFIER_ONLY, "memory_budget": "0", "num_train_epochs": 45},
-    "recall": {"sleep_steps": 0, "recall_weight": 1.0, "memory_budget": "0", "num_train_epochs": 0},
+    "lda": {"sleep_steps": 0, "lda_weight": 1.0, "memory_budget": "0", "num_train_epochs": 0},
 }
 
 
@@ -41,7 +41,7 @@ class StreamArguments(DataArguments):
         default="wakesleep",
         metadata={
             "help": "'wakesleep', or a baseline with other defaults for the arguments below: 'finetune' (no memory, "
-            "no sleep), 'replay' (raw images mixed into wake), 'joint' (all tasks at once), 'recall' (no training).",
+            "no sleep), 'replay' (raw images mixed into wake), 'joint' (all tasks at once), 'lda' (no training).",
             "choices": sorted(METHODS),
         },
     )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .reporting.history import History
     from .stages.hub import publish_stage, push_card, push_pending
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Imported on first use: a program that only predicts does not pay for the Trainer, datasets and matplotlib.
 _MODULES = {

@@ -168,8 +168,8 @@ NO_OBJECTS = ("", "[]", "{}", "null", "{", "5", '"x"', "\ufeff{}", "[" * 100_000
 NAMES = ("", "\ud800", "x" * 100_000, 5, None, ["a"])
 FORGERIES: list[tuple[str, Callable[[Path], None]]] = [
     *_config("image_size", 0, -8, 10**9, "8", 8.5, None, [8, 8], True),
-    *_config("recall_weight", -0.1, 1.1, float("nan"), "1", None, []),
-    *_config("recall_shrinkage", 0, 2, float("nan"), "x"),
+    *_config("lda_weight", -0.1, 1.1, float("nan"), "1", None, []),
+    *_config("lda_shrinkage", 0, 2, float("nan"), "x"),
     *_config("pooling", "max", None, 3, []),
     *_config("feature_dim", 0, -1, 8, 10**9, 65_536, None, "16", []),
     *_config("classifier", "svm", None, {}),
@@ -213,7 +213,7 @@ FORGERIES: list[tuple[str, Callable[[Path], None]]] = [
     *_history("records/0/num_train_images", -1, 1.5, "x", 10**30, None),
     *_history("records/0/memory_bytes", {}, None, {"codes": 1}, [], 5),
     *_history("records/0/memory_bytes/codes", -1, "x", 1e9, None),
-    *_history("records/0/recall_weight", 2, "x", []),
+    *_history("records/0/lda_weight", 2, "x", []),
     *_history("records/0/wake_seconds", -1, "x", None),
     *_history("records/0/sleep", None, [], 5),
     *_history("records/0/fingerprint", None, "x"),
@@ -270,7 +270,7 @@ FORGERIES: list[tuple[str, Callable[[Path], None]]] = [
     ("weights without a tensor", _weights(lambda state: state.pop(sorted(state)[0]))),
     ("weights with a tensor more", _weights(lambda state: state.update(extra=torch.zeros(3)))),
     ("weights with another name", _weights(_rename_first)),
-    ("weights of another shape", _weights(lambda state: state.update({"head.recall.means": torch.zeros(2, 5)}))),
+    ("weights of another shape", _weights(lambda state: state.update({"head.lda.means": torch.zeros(2, 5)}))),
     ("no weights", _weights(lambda state: state.clear())),
     ("a header that declares a huge header", _header(b"{}", 2**62)),
     ("a header that is no JSON", _header(b"{{{{")),

@@ -66,7 +66,7 @@ def _arguments(folder: Path) -> Iterator[Case]:
         **dict.fromkeys(numbers, bad),
         **dict.fromkeys(wholes, (*bad, 2.5, 2**40)),
         **{
-            "recall_weight": (NAN, INF, -0.1, 1.1, "x", [], True),
+            "lda_weight": (NAN, INF, -0.1, 1.1, "x", [], True),
             "codec_quality": (NAN, -1, 101, 5.5, "50", [], True),
             "codec_target_bytes": (NAN, INF, -1, "x", [], True),
         },
@@ -80,7 +80,7 @@ def _arguments(folder: Path) -> Iterator[Case]:
             yield Case(f"{name}={value!r}", _args(folder, **{name: value}), f"`{name}` must be|`{name}`")
     for name, value in {"crop_scale": 0, "sleep_learning_rate": 0}.items():
         yield Case(f"{name}={value!r}", _args(folder, **{name: value}), f"`{name}` must be")
-    for name, value in {"sleep_steps": 0, "recall_weight": 1, "codec_quality": 0, "crop_scale": 1}.items():
+    for name, value in {"sleep_steps": 0, "lda_weight": 1, "codec_quality": 0, "crop_scale": 1}.items():
         yield Case(f"{name}={value!r}", _args(folder, name, **{name: value}), None, value)
 
 
@@ -339,8 +339,8 @@ def _images() -> Iterator[Case]:
 def _configs() -> Iterator[Case]:
     fields = {
         "image_size": (0, -1, 1.5, "8", None, 10**9, [8], True, NAN),
-        "recall_weight": (-0.1, 1.1, NAN, "x", None, [], True),
-        "recall_shrinkage": (0, 1.1, NAN, "x", None),
+        "lda_weight": (-0.1, 1.1, NAN, "x", None, [], True),
+        "lda_shrinkage": (0, 1.1, NAN, "x", None),
         "pooling": ("max", 5, []),
         "feature_dim": (0, -1, 1.5, "8", True, 10**9, []),
         "classifier": ("svm", None, 5, {}),

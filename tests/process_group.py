@@ -155,10 +155,10 @@ def _befall(trainer, accidents: tuple[str, ...]) -> None:
         watch = trainer.guard.watch
         trainer.guard.watch = lambda loss: watch(loss / (rank or trainer.state.global_step != 3))
     if "noise" in accidents and rank == 1:  # one process sums features to other bits
-        from hf_wakesleep.model.head_wakesleep import Recall
+        from hf_wakesleep.model.head_wakesleep import LinearDiscriminant
 
-        update = Recall.update
-        Recall.update = lambda recall, features, labels: update(recall, features * (1 + 1e-6), labels)
+        update = LinearDiscriminant.update
+        LinearDiscriminant.update = lambda lda, features, labels: update(lda, features * (1 + 1e-6), labels)
     if "stop" in accidents and rank == 1:  # a signal reaches one process only
         take_step = Replay._take_step
 
@@ -181,6 +181,6 @@ def _describe(trainer) -> dict:
         "weights": digest.hexdigest(),
         "memory": hashlib.sha256(repr(pairs).encode()).hexdigest(),
         "codes": len(trainer.memory),
-        "counts": trainer.model.head.recall.counts.tolist(),
+        "counts": trainer.model.head.lda.counts.tolist(),
         "matrix": trainer.history.accuracy_matrix,
     }

@@ -13,7 +13,7 @@ def test_a_new_config_has_no_class():
 
 
 def test_classes_keep_the_order_of_learning_through_save_and_load(tmp_path):
-    config = WakeSleepConfig(backbone_config=ViTConfig(hidden_size=32), recall_weight=0.25)
+    config = WakeSleepConfig(backbone_config=ViTConfig(hidden_size=32), lda_weight=0.25)
     config.add_classes(["zebra", "ape"])
     config.add_classes(["cat"])
     config.save_pretrained(tmp_path)
@@ -22,7 +22,7 @@ def test_classes_keep_the_order_of_learning_through_save_and_load(tmp_path):
     assert loaded.classes == ["zebra", "ape", "cat"]
     assert loaded.label2id == {"zebra": 0, "ape": 1, "cat": 2}
     assert loaded.backbone_config.hidden_size == 32
-    assert loaded.recall_weight == 0.25
+    assert loaded.lda_weight == 0.25
 
 
 def test_classes_that_look_like_the_defaults_of_transformers_survive(tmp_path):
@@ -54,8 +54,8 @@ def test_a_class_that_comes_again_is_refused_and_nothing_changes(names):
     [
         ("pooling", "max"),
         ("classifier", "svm"),
-        ("recall_weight", 1.5),
-        ("recall_shrinkage", 0.0),
+        ("lda_weight", 1.5),
+        ("lda_shrinkage", 0.0),
         ("image_size", 0),
         ("image_std", [0.5, 0.5, 0.0]),
         ("image_mean", [0.5]),

@@ -48,7 +48,7 @@ def test_the_main_job_runs_without_arguments_and_learns(tmp_path):
         assert WakeSleepForImageClassification.from_pretrained(stage).config.num_labels == 2 * number
 
 
-@pytest.mark.parametrize("method", ["finetune", "replay", "joint", "recall"])
+@pytest.mark.parametrize("method", ["finetune", "replay", "joint", "lda"])
 def test_baselines_are_one_argument_away(tmp_path, method):
     train(tmp_path, "--method", method, "--num_tasks", "2", "--output_dir", "out")
     history = json.loads((tmp_path / "out" / "history.json").read_text())
@@ -94,7 +94,7 @@ def test_wrong_arguments_end_with_one_clear_line(tmp_path):
 
 
 def test_methods_are_compared_over_seeds(tmp_path):
-    args = ["benchmarks/compare.py", "--methods", "finetune", "recall", "--seeds", "1", "2", "--output_dir", "cmp"]
+    args = ["benchmarks/compare.py", "--methods", "finetune", "lda", "--seeds", "1", "2", "--output_dir", "cmp"]
     args += ["--", *SHORT, "--num_tasks", "2"]
     done = run(*args, cwd=tmp_path)
     table = (tmp_path / "cmp" / "compare.md").read_text()

@@ -1,4 +1,4 @@
-"""SemiParametricHead: growth, and recall against a slow obvious reference."""
+"""SemiParametricHead: growth, and LDA against a slow obvious reference."""
 
 import copy
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from hf_wakesleep import SemiParametricHead, WakeSleepConfig
-from hf_wakesleep.model.head_wakesleep import Recall
+from hf_wakesleep.model.head_wakesleep import LinearDiscriminant
 
 D = 6
 
@@ -28,11 +28,11 @@ def make_head(classes=3, **config):
     return head
 
 
-def test_recall_is_the_shrunk_linear_discriminant():
+def test_lda_is_the_shrunk_linear_discriminant():
     features, labels = features_and_labels()
     shrinkage, classes = 0.3, 4
-    recall = Recall(D, classes, shrinkage)
-    recall.update(features, labels)
+    lda = LinearDiscriminant(D, classes, shrinkage)
+    lda.update(features, labels)
 
     data = features.double()
     means = torch.stack([data[labels == c].mean(dim=0) for c in range(classes)])
@@ -44,17 +44,17 @@ def test_recall_is_the_shrunk_linear_discriminant():
     expected = torch.stack(
         [data @ precision @ means[c] - 0.5 * means[c] @ precision @ means[c] for c in range(classes)], dim=1
     )
-    torch.testing.assert_close(recall(features), expected.float(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(lda(features), expected.float(), rtol=1e-4, atol=1e-4)
 
 
 @given(st.randoms(use_true_random=False), st.integers(1, 7))
 def test_statistics_depend_neither_on_the_order_nor_on_the_batches(random, num_batches):
     features, labels = features_and_labels()
-    whole = Recall(D, 4, 0.3)
+    whole = LinearDiscriminant(D, 4, 0.3)
     whole.update(features, labels)
     order = list(range(len(labels)))
     random.shuffle(order)
-    parts = Recall(D, 4, 0.3)
+    parts = LinearDiscriminant(D, 4, 0.3)
     for part in torch.tensor(order).tensor_split(num_batches):
         parts.update(features[part], labels[part])
     assert torch.equal(whole.counts, parts.counts)
@@ -64,9 +64,9 @@ def test_statistics_depend_neither_on_the_order_nor_on_the_batches(random, num_b
 
 def test_classes_learned_one_after_another_give_the_statistics_of_all_at_once():
     features, labels = features_and_labels()
-    whole = Recall(D, 4, 0.3)
+    whole = LinearDiscriminant(D, 4, 0.3)
     whole.update(features, labels)
-    grown = Recall(D, 0, 0.3)
+    grown = LinearDiscriminant(D, 0, 0.3)
     for first in (0, 2):
         grown.grow(2)
         part = (labels == first) | (labels == first + 1)
@@ -74,47 +74,47 @@ def test_classes_learned_one_after_another_give_the_statistics_of_all_at_once():
     torch.testing.assert_close(grown(features), whole(features), rtol=1e-4, atol=1e-4)
 
 
-def test_recall_without_statistics_says_nothing_and_never_names_a_class_without_images():
-    recall = Recall(D, 2, 0.3)
-    assert torch.equal(recall(torch.randn(3, D)), torch.zeros(3, 2))
-    recall.update(torch.randn(1, D), torch.tensor([1]))
-    assert recall(torch.randn(3, D)).argmax(dim=-1).tolist() == [1, 1, 1]
-    assert not recall(torch.randn(3, D)).isnan().any()
+def test_lda_without_statistics_says_nothing_and_never_names_a_class_without_images():
+    lda = LinearDiscriminant(D, 2, 0.3)
+    assert torch.equal(lda(torch.randn(3, D)), torch.zeros(3, 2))
+    lda.update(torch.randn(1, D), torch.tensor([1]))
+    assert lda(torch.randn(3, D)).argmax(dim=-1).tolist() == [1, 1, 1]
+    assert not lda(torch.randn(3, D)).isnan().any()
 
 
 def test_an_empty_batch_changes_nothing():
-    recall = Recall(D, 4, 0.3)
-    recall.update(*features_and_labels())
-    before = {name: value.clone() for name, value in recall.state_dict().items()}
-    recall.update(torch.zeros(0, D), torch.zeros(0, dtype=torch.int64))
-    assert all(torch.equal(before[name], value) for name, value in recall.state_dict().items())
+    lda = LinearDiscriminant(D, 4, 0.3)
+    lda.update(*features_and_labels())
+    before = {name: value.clone() for name, value in lda.state_dict().items()}
+    lda.update(torch.zeros(0, D), torch.zeros(0, dtype=torch.int64))
+    assert all(torch.equal(before[name], value) for name, value in lda.state_dict().items())
 
 
 def test_statistics_keep_their_precision_in_half_precision():
-    recall = Recall(D, 4, 0.3)
+    lda = LinearDiscriminant(D, 4, 0.3)
     features, labels = features_and_labels()
-    recall.update(1000 * features, labels)
-    before = recall(1000 * features)
-    recall.half()
-    assert recall.scatter.dtype == torch.float32
-    assert torch.equal(recall(1000 * features), before)
+    lda.update(1000 * features, labels)
+    before = lda(1000 * features)
+    lda.half()
+    assert lda.scatter.dtype == torch.float32
+    assert torch.equal(lda(1000 * features), before)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert recall(1000 * features).dtype == torch.float32
+        assert lda(1000 * features).dtype == torch.float32
 
 
 def test_num_bytes_counts_every_statistic():
-    recall = Recall(D, 4, 0.3)
-    assert recall.num_bytes == 4 * 8 + 4 * D * 4 + D * (D + 1) // 2 * 4
-    before = recall.num_bytes
-    recall.grow(3)
-    assert recall.num_bytes - before == 3 * recall.bytes_per_class
+    lda = LinearDiscriminant(D, 4, 0.3)
+    assert lda.num_bytes == 4 * 8 + 4 * D * 4 + D * (D + 1) // 2 * 4
+    before = lda.num_bytes
+    lda.grow(3)
+    assert lda.num_bytes - before == 3 * lda.bytes_per_class
 
 
 @pytest.mark.parametrize("classifier", ["linear", "cosine"])
 def test_growth_keeps_what_was_there_bit_for_bit(classifier):
     head = make_head(classifier=classifier)
     features, labels = features_and_labels(classes=3)
-    head.recall.update(features, labels)
+    head.lda.update(features, labels)
     before = {name: value.clone() for name, value in head.state_dict().items()}
     old_logits = head.classifier(features)
     head.grow(2, torch.Generator().manual_seed(0))
@@ -133,37 +133,37 @@ def test_growth_is_the_same_for_the_same_generator():
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_logits_are_the_log_of_the_mix_of_both_softmaxes(weight):
-    head = make_head(recall_weight=weight)
+    head = make_head(lda_weight=weight)
     features, labels = features_and_labels(classes=3)
-    head.recall.update(features, labels)
-    logits, classifier_logits, recall_logits = head(features)
-    expected = (1 - weight) * classifier_logits.softmax(dim=-1) + weight * recall_logits.softmax(dim=-1)
+    head.lda.update(features, labels)
+    logits, classifier_logits, lda_logits = head(features)
+    expected = (1 - weight) * classifier_logits.softmax(dim=-1) + weight * lda_logits.softmax(dim=-1)
     torch.testing.assert_close(logits.exp(), expected)
     assert not logits.isnan().any()
 
 
 @pytest.mark.parametrize("classifier", ["linear", "cosine"])
-def test_new_units_that_start_from_recall_answer_as_recall_does(classifier):
+def test_new_units_that_start_from_lda_answer_as_lda_does(classifier):
     head = make_head(classifier=classifier)
     features, labels = features_and_labels(classes=3)
-    head.recall.update(features, labels)
+    head.lda.update(features, labels)
     if classifier == "cosine":
         torch.nn.init.constant_(head.classifier.scale, 16.0)
-    head.start_from_recall(0)
+    head.start_from_lda(0)
     answers = head.classifier(features).argmax(dim=-1)
     assert (answers == labels).float().mean() > 0.8
     if classifier == "linear":
-        assert torch.equal(answers, head.recall(features).argmax(dim=-1))
+        assert torch.equal(answers, head.lda(features).argmax(dim=-1))
 
 
-def test_first_units_that_start_from_recall_are_as_sure_as_smoothed_labels_are():
+def test_first_units_that_start_from_lda_are_as_sure_as_smoothed_labels_are():
     head = make_head()
     features, labels = features_and_labels(classes=3)
-    head.recall.update(20 * features, labels)
+    head.lda.update(20 * features, labels)
     losses = {}
     for smoothing in (0.0, 0.1):
-        head.start_from_recall(0, smoothing)
-        logits = head.classifier(head.recall.means)
+        head.start_from_lda(0, smoothing)
+        logits = head.classifier(head.lda.means)
         losses[smoothing] = F.cross_entropy(logits, torch.arange(3), label_smoothing=0.1).item()
         assert logits.argmax(dim=-1).tolist() == [0, 1, 2]
     least = F.cross_entropy(4.0 * torch.eye(3), torch.arange(3), label_smoothing=0.1).item()
@@ -171,19 +171,19 @@ def test_first_units_that_start_from_recall_are_as_sure_as_smoothed_labels_are()
 
 
 def test_new_units_join_the_old_ones_on_their_own_scale():
-    """A classifier that is recall times three, shifted alike in all classes, goes on so."""
+    """A classifier that is LDA times three, shifted alike in all classes, goes on so."""
     features, labels = features_and_labels(classes=4)
     head = make_head()
     head.grow(1)
-    head.recall.update(features, labels)
-    weights, biases = head.recall.solve()
+    head.lda.update(features, labels)
+    weights, biases = head.lda.solve()
     shift = torch.randn(D)
     with torch.no_grad():
         head.classifier.weight.copy_(3 * weights + shift)
         head.classifier.bias.copy_(3 * biases + 0.7)
         expected = copy.deepcopy(head.classifier.state_dict())
         head.classifier.weight[3], head.classifier.bias[3] = 0.0, 0.0
-    head.start_from_recall(3)
+    head.start_from_lda(3)
     torch.testing.assert_close(head.classifier.weight, expected["weight"], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(head.classifier.bias, expected["bias"], rtol=1e-3, atol=1e-3)
 
@@ -191,63 +191,63 @@ def test_new_units_join_the_old_ones_on_their_own_scale():
 def test_units_of_classes_without_statistics_stay_as_they_are():
     head = make_head()
     features, labels = features_and_labels(classes=2)
-    head.recall.update(features, labels)
+    head.lda.update(features, labels)
     before = head.classifier.weight[2].clone()
-    head.start_from_recall(0)
+    head.start_from_lda(0)
     assert torch.equal(head.classifier.weight[2], before)
 
 
 def test_what_predicts_is_there_before_the_first_forward_pass_and_is_not_saved():
     features, labels = features_and_labels()
-    recall = Recall(D, 4, 0.3)
-    recall.update(features, labels)
-    loaded = Recall(D, 4, 0.3)
-    loaded.load_state_dict(recall.state_dict())
+    lda = LinearDiscriminant(D, 4, 0.3)
+    lda.update(features, labels)
+    loaded = LinearDiscriminant(D, 4, 0.3)
+    loaded.load_state_dict(lda.state_dict())
     weight, bias = loaded.solve()
     assert torch.equal(loaded.weight, weight)
     assert torch.equal(loaded.bias, bias)
-    assert torch.equal(loaded(features), recall(features))
+    assert torch.equal(loaded(features), lda(features))
     assert {*loaded.state_dict()} == {"counts", "means", "scatter"}
 
 
 @pytest.mark.parametrize("change", ["grow", "set_moments", "reset", "half"])
 def test_what_predicts_follows_every_change_of_the_statistics_at_once(change):
     features, labels = features_and_labels()
-    recall = Recall(D, 4, 0.3)
-    recall.update(features, labels)
-    recall.refresh()
+    lda = LinearDiscriminant(D, 4, 0.3)
+    lda.update(features, labels)
+    lda.refresh()
     changes = {
-        "grow": lambda: recall.grow(2),
-        "set_moments": lambda: recall.set_moments(recall.means + 1, 2 * recall.covariance()),
-        "reset": recall.reset,
-        "half": recall.half,
+        "grow": lambda: lda.grow(2),
+        "set_moments": lambda: lda.set_moments(lda.means + 1, 2 * lda.covariance()),
+        "reset": lda.reset,
+        "half": lda.half,
     }
     changes[change]()
-    expected = (torch.zeros(4, D), torch.zeros(4)) if change == "reset" else recall.solve()
-    assert torch.equal(recall.weight, expected[0])
-    assert torch.equal(recall.bias, expected[1])
-    assert recall.weight.dtype == recall.bias.dtype == torch.float32
+    expected = (torch.zeros(4, D), torch.zeros(4)) if change == "reset" else lda.solve()
+    assert torch.equal(lda.weight, expected[0])
+    assert torch.equal(lda.bias, expected[1])
+    assert lda.weight.dtype == lda.bias.dtype == torch.float32
 
 
 def test_nobody_gets_predictions_from_before_an_update():
     features, labels = features_and_labels()
-    recall = Recall(D, 4, 0.3)
+    lda = LinearDiscriminant(D, 4, 0.3)
     for part in (labels < 2, labels >= 2):
-        recall.update(features[part], labels[part])
-        weight, bias = recall.solve()
-        assert torch.equal(recall(features), F.linear(features, weight, bias))
+        lda.update(features[part], labels[part])
+        weight, bias = lda.solve()
+        assert torch.equal(lda(features), F.linear(features, weight, bias))
 
 
 def test_a_pass_without_gradients_solves_once(monkeypatch):
-    solved, solve = [], Recall.solve
-    monkeypatch.setattr(Recall, "solve", lambda recall: solved.append(1) or solve(recall))
+    solved, solve = [], LinearDiscriminant.solve
+    monkeypatch.setattr(LinearDiscriminant, "solve", lambda lda: solved.append(1) or solve(lda))
     features, labels = features_and_labels()
-    recall = Recall(D, 4, 0.3)
+    lda = LinearDiscriminant(D, 4, 0.3)
     for part in torch.arange(len(labels)).tensor_split(5):
-        recall.update(features[part], labels[part])
-    recall.refresh()
+        lda.update(features[part], labels[part])
+    lda.refresh()
     for _ in range(3):
-        recall(features)
+        lda(features)
     assert len(solved) == 1
 
 
@@ -255,12 +255,12 @@ def test_training_goes_on_after_everything_happened_in_inference_mode():
     features, labels = features_and_labels(classes=3)
     head = make_head()
     with torch.inference_mode():
-        head.recall.update(features, labels)
+        head.lda.update(features, labels)
         head.grow(1)
         head(features)
-        head.recall.set_moments(head.recall.means, head.recall.covariance())
+        head.lda.set_moments(head.lda.means, head.lda.covariance())
     assert not any(tensor.is_inference() for tensor in (*head.parameters(), *head.buffers()))
     features.requires_grad_(True)
     head(features)[0].sum().backward()
-    head.recall.update(features.detach(), labels)
+    head.lda.update(features.detach(), labels)
     assert features.grad.isfinite().all()

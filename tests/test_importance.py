@@ -70,13 +70,13 @@ def test_of_tiny_gradients_the_ratios_are_kept(gap):
 
 @pytest.mark.parametrize("factor", [1.0, 1e3, 1e6])
 def test_the_top_share_is_frozen_however_well_the_classes_are_apart(asleep, make_args, factor):
-    """With a classifier from recall, the loss of digits is small; times a factor it is 0, and so are its gradients."""
+    """With a classifier from LDA, the loss of digits is small; times a factor it is 0, and so are its gradients."""
     model, memory, reader = asleep
     labels = torch.from_numpy(memory.labels).to(model.eval().device)
     with torch.no_grad():
         features = model.extract_features(reader.normalise(memory.read(range(len(memory)))[0]).to(model.device))
-        model.head.recall.update(features, labels)
-        model.head.start_from_recall(0, 0.0)
+        model.head.lda.update(features, labels)
+        model.head.start_from_lda(0, 0.0)
         for parameter in model.head.classifier.parameters():
             parameter.mul_(factor)
         is_right = (model.head.classifier(features).argmax(dim=-1) == labels).cpu()

@@ -1,4 +1,4 @@
-"""Landmarks: which memories they are, and recall carried along a drift that they saw."""
+"""Landmarks: which memories they are, and LDA carried along a drift that they saw."""
 
 import copy
 
@@ -8,22 +8,22 @@ import torch
 
 from hf_wakesleep import RawCodec, SemiParametricMemory
 from hf_wakesleep.learning.drift import MOST_HELD_OUT, MOST_REPLAYED, carry, landmark_features, landmarks
-from hf_wakesleep.learning.lda import update_recall
+from hf_wakesleep.learning.lda import update_lda
 from hf_wakesleep.memory.sampling import held_out_mask
-from hf_wakesleep.model.head_wakesleep import Recall
+from hf_wakesleep.model.head_wakesleep import LinearDiscriminant
 
 DIM, CLASSES, IMAGES = 6, 5, 4000
 
 
-def recall_of(features, labels):
-    recall = Recall(DIM, CLASSES, 0.1)
-    recall.update(features, labels)
-    return recall
+def lda_of(features, labels):
+    lda = LinearDiscriminant(DIM, CLASSES, 0.1)
+    lda.update(features, labels)
+    return lda
 
 
-def carry_all(recall, before, after, labels):
+def carry_all(lda, before, after, labels):
     """Carry statistics that are exact for all classes."""
-    carry(recall, before, after, labels, torch.ones_like(labels, dtype=torch.bool))
+    carry(lda, before, after, labels, torch.ones_like(labels, dtype=torch.bool))
 
 
 @pytest.fixture
@@ -45,96 +45,96 @@ def drift():
 
 
 def test_without_drift_nothing_changes(clouds):
-    recall = recall_of(*clouds)
-    expected = copy.deepcopy(recall.state_dict())
-    carry_all(recall, clouds[0][::49], clouds[0][::49], clouds[1][::49])
-    torch.testing.assert_close(recall.state_dict(), expected, rtol=1e-4, atol=1e-3)
+    lda = lda_of(*clouds)
+    expected = copy.deepcopy(lda.state_dict())
+    carry_all(lda, clouds[0][::49], clouds[0][::49], clouds[1][::49])
+    torch.testing.assert_close(lda.state_dict(), expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("every", [9, 49])
 def test_a_linear_drift_of_a_few_carries_the_statistics_of_all(clouds, drift, every):
     features, labels = clouds
-    recall, expected = recall_of(features, labels), recall_of(drift(features), labels)
-    carry_all(recall, features[::every], drift(features[::every]), labels[::every])
-    anew = recall_of(drift(features[::every]), labels[::every])
-    assert (recall.means - expected.means).norm() < 0.2 * (anew.means - expected.means).norm()
-    gap, gap_anew = ((other.covariance() - expected.covariance()).norm() for other in (recall, anew))
+    lda, expected = lda_of(features, labels), lda_of(drift(features), labels)
+    carry_all(lda, features[::every], drift(features[::every]), labels[::every])
+    anew = lda_of(drift(features[::every]), labels[::every])
+    assert (lda.means - expected.means).norm() < 0.2 * (anew.means - expected.means).norm()
+    gap, gap_anew = ((other.covariance() - expected.covariance()).norm() for other in (lda, anew))
     assert gap < 0.5 * gap_anew
-    assert recall.counts.tolist() == [IMAGES // CLASSES] * CLASSES
+    assert lda.counts.tolist() == [IMAGES // CLASSES] * CLASSES
 
 
 def test_one_landmark_of_each_class_is_enough_to_follow_a_shift(clouds):
     features, labels = clouds
-    recall, expected = recall_of(features, labels), recall_of(features + 2.0, labels)
-    carry_all(recall, features[:CLASSES], features[:CLASSES] + 2.0, labels[:CLASSES])
-    torch.testing.assert_close(recall.means, expected.means, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(recall.covariance(), expected.covariance(), rtol=1e-3, atol=1e-2)
+    lda, expected = lda_of(features, labels), lda_of(features + 2.0, labels)
+    carry_all(lda, features[:CLASSES], features[:CLASSES] + 2.0, labels[:CLASSES])
+    torch.testing.assert_close(lda.means, expected.means, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(lda.covariance(), expected.covariance(), rtol=1e-3, atol=1e-2)
 
 
 def test_a_class_that_moves_on_its_own_is_followed(clouds):
     features, labels = clouds
     moved = features + 4.0 * (labels == 2)[:, None]
-    recall, expected = recall_of(features, labels), recall_of(moved, labels)
-    carry_all(recall, features[::19], moved[::19], labels[::19])
-    assert (recall.means - expected.means).norm() < 0.1 * 4.0 * DIM**0.5
+    lda, expected = lda_of(features, labels), lda_of(moved, labels)
+    carry_all(lda, features[::19], moved[::19], labels[::19])
+    assert (lda.means - expected.means).norm() < 0.1 * 4.0 * DIM**0.5
 
 
 def test_features_that_know_nothing_of_those_before_leave_the_statistics_of_memory(clouds):
     features, labels = clouds
     new = features.flip(1)[torch.randperm(IMAGES, generator=torch.Generator().manual_seed(2))] * 0.1
     new += torch.nn.functional.one_hot(labels, DIM) * 5.0
-    recall, expected = recall_of(features, labels), recall_of(new, labels)
-    carry_all(recall, features[::4], new[::4], labels[::4])
-    assert (recall.means - expected.means).norm() < 0.1 * expected.means.norm()
-    assert (recall(new).argmax(dim=1) == labels).float().mean() > 0.99
+    lda, expected = lda_of(features, labels), lda_of(new, labels)
+    carry_all(lda, features[::4], new[::4], labels[::4])
+    assert (lda.means - expected.means).norm() < 0.1 * expected.means.norm()
+    assert (lda(new).argmax(dim=1) == labels).float().mean() > 0.99
 
 
 @pytest.mark.parametrize("number", [5, 6, 8, 10])
 def test_fewer_landmarks_than_dimensions_give_no_wild_map(clouds, number):
     features, labels = clouds
-    recall, expected = recall_of(features, labels), recall_of(features + 1.0, labels)
+    lda, expected = lda_of(features, labels), lda_of(features + 1.0, labels)
     noise = 0.3 * torch.randn(number, DIM, generator=torch.Generator().manual_seed(6))
-    carry_all(recall, features[:number], features[:number] + 1.0 + noise, labels[:number])
-    assert (recall.means - expected.means).norm() < 2.0
-    assert (recall.covariance() - expected.covariance()).norm() < expected.covariance().norm()
+    carry_all(lda, features[:number], features[:number] + 1.0 + noise, labels[:number])
+    assert (lda.means - expected.means).norm() < 2.0
+    assert (lda.covariance() - expected.covariance()).norm() < expected.covariance().norm()
 
 
 def test_the_covariance_stays_one(clouds, drift):
     features, labels = clouds
-    recall = recall_of(features, labels)
+    lda = lda_of(features, labels)
     generator = torch.Generator().manual_seed(3)
     for _ in range(20):
         rows = torch.randint(IMAGES, (40,), generator=generator)
-        carry_all(recall, features[rows], drift(features[rows]), labels[rows])
-    lengths = torch.linalg.eigvalsh(recall.covariance().double())
+        carry_all(lda, features[rows], drift(features[rows]), labels[rows])
+    lengths = torch.linalg.eigvalsh(lda.covariance().double())
     assert lengths.min() > -1e-6 * lengths.max()  # as precise as float32
-    assert recall.means.isfinite().all()
+    assert lda.means.isfinite().all()
 
 
 def test_errors_do_not_add_up_where_memories_tell_better(clouds):
     """Drift that no linear map explains, forty times; memory holds all images, so theirs are the statistics."""
     features, labels = clouds
-    recall, generator = recall_of(features, labels), torch.Generator().manual_seed(5)
+    lda, generator = lda_of(features, labels), torch.Generator().manual_seed(5)
     new_task = labels == 4  # always exact, as that of the task at hand is
     for _ in range(40):
         moved = torch.tanh(features @ torch.randn(DIM, DIM, generator=generator) / 2) * 5
-        expected = recall_of(moved, labels)
-        carry(recall, features, moved, labels, new_task)
-        recall.means[4] = expected.means[4]
+        expected = lda_of(moved, labels)
+        carry(lda, features, moved, labels, new_task)
+        lda.means[4] = expected.means[4]
         features = moved
-    assert (recall.means - expected.means).norm() < 0.02 * expected.means.norm()
+    assert (lda.means - expected.means).norm() < 0.02 * expected.means.norm()
 
 
 @pytest.mark.parametrize("brings_all_classes", [False, True])
 def test_a_mean_that_strays_is_drawn_back_to_its_memories(clouds, brings_all_classes):
     """As far as chance explains, also where every task brings all classes, as in new domains of known ones."""
     features, labels = clouds
-    recall, expected = recall_of(features, labels), recall_of(features, labels)
-    recall.means[1] += 5.0
+    lda, expected = lda_of(features, labels), lda_of(features, labels)
+    lda.means[1] += 5.0
     is_new = torch.arange(IMAGES) % 3 == 0 if brings_all_classes else labels == 4
-    carry(recall, features, features, labels, is_new)
+    carry(lda, features, features, labels, is_new)
     chance = (expected.covariance().trace() / (IMAGES // CLASSES)).sqrt()
-    apart = (recall.means - expected.means).norm(dim=1)
+    apart = (lda.means - expected.means).norm(dim=1)
     assert apart[1] < 1.1 * chance < 5.0
     assert apart[[0, 2, 3, 4]].max() < 0.1 * chance
 
@@ -142,10 +142,10 @@ def test_a_mean_that_strays_is_drawn_back_to_its_memories(clouds, brings_all_cla
 def test_a_class_without_images_stays_empty(clouds):
     features, labels = clouds
     known = labels < 3
-    recall = recall_of(features[known], labels[known])
-    carry_all(recall, features[known][:30], features[known][:30] + 1.0, labels[known][:30])
-    assert recall.means[3:].eq(0).all()
-    assert recall.counts[3:].eq(0).all()
+    lda = lda_of(features[known], labels[known])
+    carry_all(lda, features[known][:30], features[known][:30] + 1.0, labels[known][:30])
+    assert lda.means[3:].eq(0).all()
+    assert lda.counts[3:].eq(0).all()
 
 
 def test_few_memories_are_all_landmarks_and_many_are_a_share_of_each_class(asleep, make_args):
@@ -165,14 +165,14 @@ def test_few_memories_are_all_landmarks_and_many_are_a_share_of_each_class(aslee
     assert (few.labels[landmarks(few, make_args())] == 4).sum() == 1
 
 
-def test_recall_follows_a_trained_backbone_with_the_statistics_of_all_images(asleep, make_args):
+def test_lda_follows_a_trained_backbone_with_the_statistics_of_all_images(asleep, make_args):
     """A quarter of the images is remembered; the statistics of all of them survive a change of the weights."""
     model, memory, reader = asleep
     images, labels = memory.read(np.arange(len(memory)))
     pixel_values = reader.normalise(images).to(model.device)
     with torch.no_grad():
-        model.head.recall.reset()
-        model.head.recall.update(model.eval().extract_features(pixel_values), labels.to(model.device))
+        model.head.lda.reset()
+        model.head.lda.update(model.eval().extract_features(pixel_values), labels.to(model.device))
     few = SemiParametricMemory(RawCodec(), None, memory.classes)
     few.write(few.codec.encode(images[::4]), labels[::4].numpy(), task=0)
     args = make_args()
@@ -181,11 +181,11 @@ def test_recall_follows_a_trained_backbone_with_the_statistics_of_all_images(asl
         for parameter in model.backbone.parameters():
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4))
             parameter.add_(0.02 * noise.to(model.device))
-        expected = Recall(32, 4, model.config.recall_shrinkage)
+        expected = LinearDiscriminant(32, 4, model.config.lda_shrinkage)
         expected.update(model.extract_features(pixel_values).cpu(), labels)
     gaps = {}
     for name, place in (("carry", before), ("recompute", None)):
         trial = copy.deepcopy(model)
-        update_recall(trial, few, reader, args, 0, place)
-        gaps[name] = (trial.head.recall.means.cpu() - expected.means).norm().item()
+        update_lda(trial, few, reader, args, 0, place)
+        gaps[name] = (trial.head.lda.means.cpu() - expected.means).norm().item()
     assert gaps["carry"] < 0.5 * gaps["recompute"]

@@ -168,7 +168,7 @@ def test_a_sleep_changes_the_chosen_weights_by_the_chosen_rank(asleep, make_args
         else:
             assert torch.equal(new, old)
     assert not torch.equal(model.head.classifier.weight, before.head.classifier.weight)
-    assert not torch.equal(model.head.recall.means, before.head.recall.means)
+    assert not torch.equal(model.head.lda.means, before.head.lda.means)
 
 
 def test_a_description_names_the_rank_and_what_is_not_the_default():
@@ -177,9 +177,9 @@ def test_a_description_names_the_rank_and_what_is_not_the_default():
     assert lora.describe(lora.default_lora_config(8)) == "lora_alpha=16, r=8, target_modules='all-linear'"
 
 
-def test_recall_follows_a_backbone_that_wake_has_changed(make_trainer, make_model, monkeypatch):
+def test_lda_follows_a_backbone_that_wake_has_changed(make_trainer, make_model, monkeypatch):
     updated = []
-    monkeypatch.setattr(task_trainer, "update_recall", lambda model, *args: updated.append(tree(model)))
+    monkeypatch.setattr(task_trainer, "update_lda", lambda model, *args: updated.append(tree(model)))
     awake = make_trainer(wake_plasticity="lora", sleep_steps=0)
     awake.train()
     assert updated

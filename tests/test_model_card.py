@@ -50,7 +50,7 @@ def make_history(class_lists, accuracy=None, **stream) -> History:
             untrained_accuracy=0.5 if number > 1 else math.nan,
             memory_bytes={"codes": 9000, "index": 800, "codec": 0, "statistics": 700, "masks": 0, "total": 10500},
             num_codes=2 * number,
-            recall_weight=0.25,
+            lda_weight=0.25,
             wake_images=200,
             wake_seconds=1.5,
             sleep_images=320,
@@ -246,7 +246,7 @@ def test_any_class_names_survive_in_yaml(names):
     history = make_history([names])
     model = {"classes": names, "backbone": None, "backbone_type": "vit", "backbone_revision": None, "feature_dim": 8}
     model |= {"num_parameters": 9, "image_size": 8, "image_mean": [0.5], "image_std": [0.5], "pooling": "cls"}
-    model |= {"classifier": "linear", "recall_weight": 0.5}
+    model |= {"classifier": "linear", "lda_weight": 0.5}
     card = render_model_card(CardFacts(history.to_dict(), model, None, {}, {"hf_wakesleep": "1"}, None, None))
     assert ModelCard(card).data.eval_results[0].dataset_args["classes"] == names
     assert all(len({len(row) for row in table}) == 1 for table in tables(card))

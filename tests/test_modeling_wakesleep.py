@@ -43,13 +43,13 @@ def timm_folder(tmp_path):
 
 
 def teach(model, names, seed=0):
-    """Grow a model and fill recall with features of random images."""
+    """Grow a model and fill LDA with features of random images."""
     model.grow(names, torch.Generator().manual_seed(seed))
     size = model.config.image_size
     pixels = torch.randn(20, 3, size, size, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         features = model.eval().extract_features(pixels)
-    model.head.recall.update(features, torch.arange(20) % len(model.config.classes))
+    model.head.lda.update(features, torch.arange(20) % len(model.config.classes))
     return model
 
 
@@ -58,7 +58,7 @@ def test_outputs_have_their_shapes_and_the_loss_is_that_of_the_classifier(make_m
     labels = torch.tensor([0, 1, 2, 0, 1])
     output = model(PIXELS, labels=labels)
     assert output.features.shape == (5, 32)
-    assert output.logits.shape == output.classifier_logits.shape == output.recall_logits.shape == (5, 3)
+    assert output.logits.shape == output.classifier_logits.shape == output.lda_logits.shape == (5, 3)
     torch.testing.assert_close(output.loss, F.cross_entropy(output.classifier_logits, labels))
     assert model(PIXELS).loss is None
     assert len(model(PIXELS, labels=labels, return_dict=False)) == 5
@@ -89,8 +89,8 @@ def test_statistics_stay_float32_in_a_half_precision_model(make_model, tmp_path)
     teach(make_model(), ["a", "b"]).save_pretrained(tmp_path)
     model = WakeSleepForImageClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert model.head.classifier.weight.dtype == torch.bfloat16
-    assert model.head.recall.scatter.dtype == torch.float32
-    assert model.head.recall.counts.dtype == torch.int64
+    assert model.head.lda.scatter.dtype == torch.float32
+    assert model.head.lda.counts.dtype == torch.int64
     assert not model(PIXELS).logits.isnan().any()
 
 

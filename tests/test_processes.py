@@ -31,7 +31,7 @@ def test_two_processes_hold_the_same_and_write_what_one_writes(tmp_path, plastic
 @pytest.mark.parametrize("accident", ["noise", "norms"])
 def test_what_processes_compute_or_see_for_themselves_is_shared(tmp_path, accident):
     """Sums that a device makes in any order, and running statistics of the images that a process has seen."""
-    both = run(tmp_path / "out", 2, accident, recall_update="recompute" if accident == "noise" else "carry")
+    both = run(tmp_path / "out", 2, accident, lda_update="recompute" if accident == "noise" else "carry")
     assert both[0] == both[1]
     assert both[0]["set"] == both[0]["stream"] > 0.5
     assert both[0]["hidden"] == [47, 4]
@@ -67,17 +67,17 @@ def pooled(report: dict) -> float:
 
 
 def assert_same_weights(stage: Path, other: Path, most: float = 1e-4) -> None:
-    """Compare the networks of two stages; statistics of recall have other scales, and follow from them."""
+    """Compare the networks of two stages; statistics of LDA have other scales, and follow from them."""
     weights, others = (load_file(folder / "model.safetensors") for folder in (stage, other))
     for name, value in weights.items():
-        if "recall" not in name:
+        if "lda" not in name:
             torch.testing.assert_close(value, others[name], rtol=0, atol=most, msg=name)
 
 
 def test_two_processes_learn_what_one_learns_with_the_same_total_batch(tmp_path):
     """Batches that divide the images evenly are the same images, so weights differ by rounding only.
 
-    Output units start at random: solving for those of recall magnifies the rounding of its statistics.
+    Output units start at random: solving for those of LDA magnifies the rounding of its statistics.
     """
     settings = {"num_train_epochs": 2, "sleep_steps": 20, "learning_rate": 1e-3, "sleep_learning_rate": 1e-3}
     settings["head_init"] = "random"

@@ -17,7 +17,7 @@ from hf_wakesleep import (
 )
 from hf_wakesleep.data.images import ImageReader, TaskImages, make_image_processor
 from hf_wakesleep.learning.drift import landmark_features
-from hf_wakesleep.learning.lda import update_recall
+from hf_wakesleep.learning.lda import update_lda
 from hf_wakesleep.learning.sleep import consolidate
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -38,12 +38,12 @@ def photos(tmp_path):
     }
 
 
-def test_recall_on_a_frozen_pretrained_backbone_does_not_depend_on_the_order(photos, make_args):
+def test_lda_on_a_frozen_pretrained_backbone_does_not_depend_on_the_order(photos, make_args):
     scores = []
     for seed in (1993, 1994):
         model = WakeSleepForImageClassification.from_backbone(str(BACKBONE), image_size=64)
         weights = model.backbone.timm_model.blocks[0].attn.qkv.weight.detach().clone()
-        args = make_args(str(seed), memory_budget="0", sleep_steps=0, num_train_epochs=0, recall_weight=1.0)
+        args = make_args(str(seed), memory_budget="0", sleep_steps=0, num_train_epochs=0, lda_weight=1.0)
         stream = ClassIncrementalStream(photos, num_tasks=5, seed=seed)
         trainer = ContinualTrainer(model=model, args=args, stream=stream)
         trainer.train()
@@ -72,43 +72,43 @@ def features_of(model, reader, images):
     return torch.cat([model.extract_features(reader.normalise(part)) for part in images.split(64)])
 
 
-def test_recall_from_decoded_memories_loses_a_few_points_to_that_from_the_originals(seen, make_args, record_property):
+def test_lda_from_decoded_memories_loses_a_few_points_to_that_from_the_originals(seen, make_args, record_property):
     """Distances of class means are relative to their spread, the mean distance of a class from the mean of all."""
     model, reader, (images, labels), (test_features, test_labels) = seen
-    recall = model.head.recall
-    recall.update(features_of(model, reader, images), labels)
-    means = recall.means.clone()
+    lda = model.head.lda
+    lda.update(features_of(model, reader, images), labels)
+    means = lda.means.clone()
     spread = (means - means.mean(dim=0)).norm(dim=1).mean()
-    original = (recall(test_features).argmax(dim=-1) == test_labels).float().mean().item()
+    original = (lda(test_features).argmax(dim=-1) == test_labels).float().mean().item()
     assert original > 0.9
     for codec, most_lost, most_apart in ((WebPCodec(1), 0.08, 0.7), (LearnedCodec(30), 0.09, 0.9)):
         memory = SemiParametricMemory(codec, None, model.config.classes)
         memory.write(codec.encode(images), labels.numpy(), task=0)
-        update_recall(model, memory, reader, make_args(wake_plasticity="full", recall_weight=1.0))
-        lost = original - (recall(test_features).argmax(dim=-1) == test_labels).float().mean().item()
-        apart = ((recall.means - means).norm(dim=1).mean() / spread).item()
+        update_lda(model, memory, reader, make_args(wake_plasticity="full", lda_weight=1.0))
+        lost = original - (lda(test_features).argmax(dim=-1) == test_labels).float().mean().item()
+        apart = ((lda.means - means).norm(dim=1).mean() / spread).item()
         record_property(codec.name, {"bytes": memory.num_bytes.codes / len(memory), "lost": lost, "apart": apart})
         assert lost < most_lost
         assert apart < most_apart
 
 
-def test_recall_carried_through_a_sleep_is_nearest_to_that_of_the_originals(seen, make_args, record_property):
+def test_lda_carried_through_a_sleep_is_nearest_to_that_of_the_originals(seen, make_args, record_property):
     """Ten small codes of each class, and a sleep of the whole network on them; distances of class means."""
     model, reader, (images, labels), _ = seen
-    model.head.recall.update(features_of(model, reader, images), labels)
+    model.head.lda.update(features_of(model, reader, images), labels)
     memory = SemiParametricMemory(LearnedCodec(30), None, model.config.classes)
     few = torch.cat([(labels == label).nonzero()[:10, 0] for label in range(10)])
     memory.write(memory.codec.encode(images[few]), labels[few].numpy(), task=0)
-    args = make_args(backbone_learning_rate_ratio=0.05, wake_plasticity="full", recall_weight=1.0, sleep_steps=10)
-    stale = model.head.recall.means.clone()
+    args = make_args(backbone_learning_rate_ratio=0.05, wake_plasticity="full", lda_weight=1.0, sleep_steps=10)
+    stale = model.head.lda.means.clone()
     consolidate(model, memory, reader, args, before=landmark_features(model, memory, reader, args))
-    carried = model.head.recall.means.clone()
-    update_recall(model, memory, reader, args)
-    anew = model.head.recall.means.clone()
-    model.eval().head.recall.reset()
-    model.head.recall.update(features_of(model, reader, images), labels)
+    carried = model.head.lda.means.clone()
+    update_lda(model, memory, reader, args)
+    anew = model.head.lda.means.clone()
+    model.eval().head.lda.reset()
+    model.head.lda.update(features_of(model, reader, images), labels)
     gaps = {
-        name: (means - model.head.recall.means).norm(dim=1).mean().item()
+        name: (means - model.head.lda.means).norm(dim=1).mean().item()
         for name, means in (("stale", stale), ("carried", carried), ("anew", anew))
     }
     record_property("gaps", gaps)

@@ -1,4 +1,4 @@
-"""Recall from memory: statistics, held-out memories, and the weight that they set."""
+"""LDA from memory: statistics, held-out memories, and the weight that they set."""
 
 import math
 
@@ -10,30 +10,30 @@ from conftest import NAMES
 from hf_wakesleep import RawCodec, SemiParametricMemory
 from hf_wakesleep.data.images import ImageReader, make_image_processor
 from hf_wakesleep.learning.drift import landmark_features, memory_features
-from hf_wakesleep.learning.lda import update_recall
-from hf_wakesleep.model.head_wakesleep import Recall
+from hf_wakesleep.learning.lda import update_lda
+from hf_wakesleep.model.head_wakesleep import LinearDiscriminant
 
 
 def test_statistics_are_those_of_all_decoded_memories(asleep, make_args):
     model, memory, reader = asleep
-    update_recall(model, memory, reader, make_args(per_device_eval_batch_size=7))
+    update_lda(model, memory, reader, make_args(per_device_eval_batch_size=7))
     images, labels = memory.read(np.arange(len(memory)))
     with torch.no_grad():
         features = model.eval().extract_features(reader.normalise(images).to(model.device)).cpu()
-    expected, recall = Recall(32, 4, model.config.recall_shrinkage), model.head.recall.cpu()
+    expected, lda = LinearDiscriminant(32, 4, model.config.lda_shrinkage), model.head.lda.cpu()
     expected.update(features, labels)
-    assert recall.counts.tolist() == [100] * 4
-    torch.testing.assert_close(recall.means, expected.means, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(recall.scatter, expected.scatter, rtol=1e-3, atol=1e-2)
+    assert lda.counts.tolist() == [100] * 4
+    torch.testing.assert_close(lda.means, expected.means, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(lda.scatter, expected.scatter, rtol=1e-3, atol=1e-2)
 
 
-def test_the_weight_of_recall_follows_the_better_half(asleep, make_args):
+def test_the_weight_of_lda_follows_the_better_half(asleep, make_args):
     model, memory, reader = asleep
     torch.nn.init.zeros_(model.head.classifier.weight)  # a classifier that knows nothing
-    update_recall(model, memory, reader, make_args())
-    assert model.config.recall_weight > 0.5
-    update_recall(model, memory, reader, make_args(recall_weight=0.25))
-    assert model.config.recall_weight == 0.25
+    update_lda(model, memory, reader, make_args())
+    assert model.config.lda_weight > 0.5
+    update_lda(model, memory, reader, make_args(lda_weight=0.25))
+    assert model.config.lda_weight == 0.25
 
 
 def test_one_memory_of_each_class_is_enough_to_set_the_weight(asleep, make_args):
@@ -41,10 +41,10 @@ def test_one_memory_of_each_class_is_enough_to_set_the_weight(asleep, make_args)
     few = SemiParametricMemory(RawCodec(), None, NAMES)
     images, _ = memory.read(np.arange(4))
     few.write(few.codec.encode(images), [0, 1, 2, 3], task=0)
-    assert update_recall(model, few, reader, make_args()) == 1.0
-    assert model.config.recall_weight > 0.5
-    assert math.isnan(update_recall(model, few, reader, make_args(held_out_share=0.0, recall_weight=0.25)))
-    assert model.config.recall_weight == 0.25
+    assert update_lda(model, few, reader, make_args()) == 1.0
+    assert model.config.lda_weight > 0.5
+    assert math.isnan(update_lda(model, few, reader, make_args(held_out_share=0.0, lda_weight=0.25)))
+    assert model.config.lda_weight == 0.25
 
 
 @pytest.mark.parametrize(("num_classes", "per_class"), [(400, 1), (1200, 1), (1200, 2), (2000, 5)])
@@ -65,15 +65,15 @@ def test_the_mix_is_set_and_the_covariance_is_carried_along_with_many_classes(
     args = make_args(per_device_eval_batch_size=512)
     every = list(memory_features(model, memory, reader, args, np.arange(len(memory)), ""))
     for _, features, some in every:
-        model.head.recall.update(features, some)
-        model.head.recall.update(features + 0.1 * torch.randn(features.shape, generator=generator), some)
-    before, covariance = landmark_features(model, memory, reader, args), model.head.recall.covariance()
+        model.head.lda.update(features, some)
+        model.head.lda.update(features + 0.1 * torch.randn(features.shape, generator=generator), some)
+    before, covariance = landmark_features(model, memory, reader, args), model.head.lda.covariance()
     with torch.no_grad():
         model.backbone.layernorm.weight.mul_(2)
         model.backbone.layernorm.bias.mul_(2)
-    accuracy = update_recall(model, memory, reader, args, 0, before)
+    accuracy = update_lda(model, memory, reader, args, 0, before)
     assert 0 <= accuracy <= 1
-    assert model.config.recall_weight > 0.5
+    assert model.config.lda_weight > 0.5
     assert accuracy > 0.5
-    ratio = (model.head.recall.covariance().trace() / covariance.trace()).item()
+    ratio = (model.head.lda.covariance().trace() / covariance.trace()).item()
     assert ratio == pytest.approx(4, rel=0.1)

@@ -12,7 +12,7 @@ from runs import StopAt, StopError, assert_same_end
 
 from hf_wakesleep import ClassIncrementalStream, History, WakeSleepForImageClassification
 
-SETTINGS = {"num_train_epochs": 2, "save_steps": 2, "forward_transfer": False, "evaluate_recall": False}
+SETTINGS = {"num_train_epochs": 2, "save_steps": 2, "forward_transfer": False, "evaluate_lda": False}
 
 
 def stream_of(data):

@@ -36,7 +36,7 @@ def check(trainer):
         for task in range(2)
     }
     assert counts == {(0, 0): 16, (1, 0): 16, (2, 0): 0, (0, 1): 0, (1, 1): 16, (2, 1): 16}
-    assert trainer.model.head.recall.counts.tolist() == [16, 32, 16]
+    assert trainer.model.head.lda.counts.tolist() == [16, 32, 16]
     assert (len(first.accuracy), len(second.accuracy), second.num_eval_images) == (1, 2, 8)
 
 

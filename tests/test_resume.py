@@ -18,8 +18,7 @@ from hf_wakesleep import (
     SleepCallback,
     WebPCodec,
 )
-from hf_wakesleep.learning import lda as recall
-from hf_wakesleep.learning import sleep, task_trainer
+from hf_wakesleep.learning import lda, sleep, task_trainer
 from hf_wakesleep.learning.replay import Replay
 from hf_wakesleep.learning.wake import WakePass
 from hf_wakesleep.stages.checkpoint import SLEEP_NAME, find_checkpoints
@@ -40,7 +39,7 @@ POINTS = {
     "first step of a sleep": (Replay, "_take_step", 11),
     "between checkpoints of a sleep": (Replay, "_take_step", 18),
     "after a checkpoint of a sleep": (Replay, "_take_step", 15),
-    "recall recomputation": (sleep, "update_recall", 2),
+    "LDA recomputation": (sleep, "update_lda", 2),
     "saving a stage": (Stage, "_write", 2),
 }
 
@@ -67,7 +66,7 @@ def test_a_run_stopped_anywhere_ends_the_same(make_trainer, whole, tmp_path, mon
 def test_sleep_goes_on_where_its_last_checkpoint_was_taken(make_trainer, monkeypatch):
     taken = []
     monkeypatch.setattr(Replay, "_take_step", _note(Replay._take_step, taken))
-    train_until(monkeypatch, make_trainer(**STOPPABLE), sleep, "update_recall", stop_at(2, sleep.update_recall))
+    train_until(monkeypatch, make_trainer(**STOPPABLE), sleep, "update_lda", stop_at(2, sleep.update_lda))
     assert taken == [*range(10), *range(10)]
     taken.clear()
     encoded = []
@@ -192,7 +191,7 @@ def test_a_wake_that_was_stopped_early_is_not_gone_on_with_from_its_sleep(make_t
 
 
 def test_checkpoints_count_on_from_wake_to_sleep_and_are_limited(make_trainer, tmp_path, monkeypatch):
-    monkeypatch.setattr(sleep, "update_recall", stop_at(1, None))
+    monkeypatch.setattr(sleep, "update_lda", stop_at(1, None))
     with pytest.raises(StopError):
         make_trainer(**STOPPABLE, save_total_limit=3).train()
     checkpoints = find_checkpoints(tmp_path / "out" / "checkpoints" / "task-01")
@@ -208,8 +207,8 @@ def test_going_on_from_a_path_forgets_what_came_after_it(make_trainer, whole, tm
         monkeypatch,
         make_trainer(output_dir="stopped", **STOPPABLE),
         sleep,
-        "update_recall",
-        stop_at(2, sleep.update_recall),
+        "update_lda",
+        stop_at(2, sleep.update_lda),
     )
     folder = tmp_path / "stopped" / "checkpoints" / "task-02"
     for name in ("checkpoint-22", "checkpoint-14", "checkpoint-8"):
@@ -322,7 +321,7 @@ _SMALL = []
 
 SIGNALS = {  # what begins when the signal comes, for the how manieth time, and what is there when the run has stopped
     "writing memory": (WebPCodec, "encode", 6, {"task-01", "checkpoints/task-02/written"}),
-    "recall recomputation": (recall, "memory_features", 2, {"task-01"}),
+    "LDA recomputation": (lda, "memory_features", 2, {"task-01"}),
     "last evaluation": (ContinualTrainer, "prediction_step", 2, {"task-01", "task-02"}),
 }
 
@@ -369,7 +368,7 @@ def test_a_second_signal_in_a_pass_ends_at_once(make_small, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("point", ["written", "checkpoint-6"])
 def test_seconds_go_on_from_those_before_a_stop(make_small, tmp_path, monkeypatch, point):
-    train_until(monkeypatch, make_small("out"), sleep, "update_recall", stop_at(1, None))
+    train_until(monkeypatch, make_small("out"), sleep, "update_lda", stop_at(1, None))
     folder = tmp_path / "out" / "checkpoints" / "task-01"
     seconds = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/seconds.json")}
     assert 0 < seconds["written"]["awake"] < seconds["checkpoint-2"]["awake"] < seconds["checkpoint-4"]["awake"]

@@ -26,7 +26,7 @@ def test_a_network_learns_from_its_memories_alone(asleep, make_args):
     assert (report.steps, report.images) == (150, 150 * 32)
     assert report.loss > 0
     assert report.held_out_accuracy > 0.7
-    assert report.recall_weight == model.config.recall_weight
+    assert report.lda_weight == model.config.lda_weight
     assert report.seconds > 0
 
 
@@ -73,9 +73,9 @@ def test_held_out_memories_are_never_replayed(asleep, make_args, monkeypatch, sh
     monkeypatch.setattr(type(memory), "read", _spy(type(memory).read, seen))
     from hf_wakesleep.learning import sleep
 
-    monkeypatch.setattr(sleep, "update_recall", lambda *args: 0.5)
+    monkeypatch.setattr(sleep, "update_lda", lambda *args: 0.5)
     monkeypatch.setattr(sleep, "held_out_accuracy", lambda *args: 0.5)
-    args = make_args(sleep_steps=40, sleep_batch_size=64, held_out_share=share, recall_weight=0.5)
+    args = make_args(sleep_steps=40, sleep_batch_size=64, held_out_share=share, lda_weight=0.5)
     consolidate(model, memory, reader, args)
     assert len(seen) > 0.7 * (1 - share) * len(memory)
     assert len(memory) - len(seen) >= round(share * len(memory)) - len(memory.classes)

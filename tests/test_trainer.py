@@ -121,12 +121,12 @@ def test_a_run_that_was_stopped_asleep_ends_with_the_same_numbers(make_trainer, 
     whole = make_trainer(output_dir="whole", **settings)
     whole.train()
     stopped = make_trainer(output_dir="stopped", **settings)
-    nights = iter([sleep.update_recall, _stop])
+    nights = iter([sleep.update_lda, _stop])
 
     def update_or_stop(*args):
         return next(nights)(*args)
 
-    monkeypatch.setattr(sleep, "update_recall", update_or_stop)
+    monkeypatch.setattr(sleep, "update_lda", update_or_stop)
     with pytest.raises(StopError):
         stopped.train()
     monkeypatch.undo()
@@ -206,7 +206,7 @@ def test_an_unreadable_image_is_refused_before_anything_is_trained(make_trainer,
 
 
 def test_fine_tuning_keeps_no_memory_and_forgets(make_trainer, tmp_path):
-    trainer = make_trainer(memory_budget="0", sleep_steps=0, recall_weight=0.0, num_train_epochs=15)
+    trainer = make_trainer(memory_budget="0", sleep_steps=0, lda_weight=0.0, num_train_epochs=15)
     trainer.train()
     assert trainer.memory is None
     assert trainer.history.accuracy_matrix[0][0] > 0.9
@@ -216,7 +216,7 @@ def test_fine_tuning_keeps_no_memory_and_forgets(make_trainer, tmp_path):
 
 
 def test_replay_awake_mixes_memories_of_earlier_tasks_into_every_batch(make_trainer):
-    trainer = make_trainer(codec="raw", wake_replay=True, sleep_steps=0, recall_weight=0.0, num_train_epochs=15)
+    trainer = make_trainer(codec="raw", wake_replay=True, sleep_steps=0, lda_weight=0.0, num_train_epochs=15)
     trainer.train()
     assert trainer.history.summary()["pooled_accuracy"] > 0.8
 
@@ -263,7 +263,7 @@ def test_joint_training_is_one_task(make_trainer, make_stream):
     assert trainer.history.summary()["pooled_accuracy"] > 0.85
 
 
-def test_recall_alone_does_not_depend_on_the_order_of_the_tasks(make_trainer, make_stream, make_model):
+def test_lda_alone_does_not_depend_on_the_order_of_the_tasks(make_trainer, make_stream, make_model):
     scores = []
     for seed in (1, 2):
         trainer = make_trainer(
@@ -272,7 +272,7 @@ def test_recall_alone_does_not_depend_on_the_order_of_the_tasks(make_trainer, ma
             memory_budget="0",
             sleep_steps=0,
             num_train_epochs=0,
-            recall_weight=1.0,
+            lda_weight=1.0,
         )
         trainer.train()
         assert equal_states(trainer.model.backbone, make_model().backbone)
@@ -287,11 +287,11 @@ def test_without_the_sleep_callback_the_network_stays_awake(make_trainer):
     assert all(record.sleep == {} for record in trainer.history.records)
 
 
-def test_a_head_that_alone_learns_leaves_the_backbone_and_recall_as_they_were(make_trainer, make_model):
+def test_a_head_that_alone_learns_leaves_the_backbone_and_lda_as_they_were(make_trainer, make_model):
     trainer = make_trainer(wake_plasticity="head", sleep_plasticity="head")
     trainer.train()
     assert equal_states(trainer.model.backbone, make_model().backbone)
-    assert trainer.model.head.recall.counts.tolist() == [100] * 4
+    assert trainer.model.head.lda.counts.tolist() == [100] * 4
 
 
 def test_domains_are_learned_one_after_another(make_trainer, digits):
@@ -473,22 +473,22 @@ def test_evaluation_takes_the_images_of_a_task_and_a_stage_knows_its_own(make_tr
         trainer.evaluate(ClassIncrementalStream(digits_of([9], 10), num_tasks=1)[0].eval_dataset)
 
 
-def test_without_the_sleep_callback_recall_of_features_that_are_gone_is_not_trusted(make_trainer):
+def test_without_the_sleep_callback_lda_of_features_that_are_gone_is_not_trusted(make_trainer):
     trainer = make_trainer(memory_budget="0", sleep_steps=0)
     trainer.remove_callback(SleepCallback)
     trainer.train()
-    assert trainer.model.config.recall_weight == 0
+    assert trainer.model.config.lda_weight == 0
 
 
 def test_label_smoothing_trains_the_classifier_not_the_mix(make_trainer, make_model):
-    model = make_model(recall_weight=1.0)
+    model = make_model(lda_weight=1.0)
     trainer = make_trainer(
         model=model,
         label_smoothing_factor=0.1,
         memory_budget="0",
         sleep_steps=0,
         num_train_epochs=10,
-        recall_weight=0.0,
+        lda_weight=0.0,
     )
     trainer.train()
     assert trainer.history.accuracy_matrix[0][0] > 0.9
@@ -530,16 +530,16 @@ def test_a_processor_of_another_size_is_refused(make_trainer, make_model, make_a
         ContinualTrainer(model=make_model(), args=make_args(), stream=make_stream(), processing_class=processor)
 
 
-def test_recall_answers_for_a_task_before_any_training_on_it(make_trainer):
-    trainer = make_trainer(head_init="recall", num_train_epochs=0, sleep_steps=0, wake_plasticity="head")
+def test_lda_answers_for_a_task_before_any_training_on_it(make_trainer):
+    trainer = make_trainer(head_init="lda", num_train_epochs=0, sleep_steps=0, wake_plasticity="head")
     trainer.train()
     records = trainer.history.records
-    assert [len(record.recall_accuracy) for record in records] == [1, 2]
-    assert records[1].recall_accuracy[1] > 0.6
-    assert "recall alone" in trainer.history.table()
-    trainer = make_trainer(output_dir="without", evaluate_recall=False)
+    assert [len(record.lda_accuracy) for record in records] == [1, 2]
+    assert records[1].lda_accuracy[1] > 0.6
+    assert "LDA alone" in trainer.history.table()
+    trainer = make_trainer(output_dir="without", evaluate_lda=False)
     trainer.train()
-    assert [record.recall_accuracy for record in trainer.history.records] == [[], []]
+    assert [record.lda_accuracy for record in trainer.history.records] == [[], []]
 
 
 def test_naps_inside_wake_are_counted_change_the_end_and_survive_a_stop(make_trainer):
@@ -561,9 +561,9 @@ def test_naps_inside_wake_are_counted_change_the_end_and_survive_a_stop(make_tra
     assert_same_end(whole, resumed)
 
 
-def test_naps_alone_bring_recall_to_the_backbone_that_they_trained(make_trainer):
+def test_naps_alone_bring_lda_to_the_backbone_that_they_trained(make_trainer):
     trainer = make_trainer(
-        sleep_every_n_steps=2, nap_steps=5, sleep_steps=0, wake_plasticity="head", recall_update="recompute",
+        sleep_every_n_steps=2, nap_steps=5, sleep_steps=0, wake_plasticity="head", lda_update="recompute",
         memory_budget="1MB", codec="raw",
     )  # fmt: skip
     trainer.train()
@@ -573,5 +573,5 @@ def test_naps_alone_bring_recall_to_the_backbone_that_they_trained(make_trainer)
         features = model.extract_features(trainer.reader.normalise(images)).double()
     for label in range(4):
         torch.testing.assert_close(
-            model.head.recall.means[label].double(), features[labels == label].mean(dim=0), rtol=1e-3, atol=1e-3
+            model.head.lda.means[label].double(), features[labels == label].mean(dim=0), rtol=1e-3, atol=1e-3
         )

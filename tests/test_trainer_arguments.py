@@ -361,7 +361,7 @@ def test_all_that_is_logged_lies_in_the_output_folder(make_trainer, tmp_path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     events = EventAccumulator(str(tmp_path / "out" / "runs"))
     events.Reload()
-    for name in ("train/loss", "train/nrem_loss", "eval/accuracy", "train/recall_task-01_accuracy"):
+    for name in ("train/loss", "train/nrem_loss", "eval/accuracy", "train/lda_task-01_accuracy"):
         steps = [event.step for event in events.Scalars(name)]
         assert len(steps) >= 2
         assert steps == sorted(steps)

@@ -53,7 +53,7 @@ def test_every_field_has_help(field):
         ("lora_rank", 0),
         ("sleep_learning_rate", 0.0),
         ("backbone_learning_rate_ratio", -1.0),
-        ("recall_weight", 1.1),
+        ("lda_weight", 1.1),
         ("crop_scale", 0.0),
         ("freeze_fraction", 1.0),
         ("freeze_fraction", -0.1),
@@ -91,7 +91,7 @@ def test_sleep_without_memory_is_refused(tmp_path):
         ),
         ({"prediction_loss_only": True}, "`prediction_loss_only` must be False"),
         ({"memory_budget": -5}, "Expected a size"),
-        ({"held_out_share": 0}, "`recall_weight` is set on memories"),
+        ({"held_out_share": 0}, "`lda_weight` is set on memories"),
         ({"freeze_fraction": 0.1, "sleep_steps": 0}, "A sleep freezes what is important"),
     ],
 )
@@ -108,9 +108,9 @@ def test_processes_that_see_no_other_are_refused(tmp_path, monkeypatch):
 
 
 def test_all_fields_are_on_the_command_line(tmp_path):
-    command = ["--output_dir", str(tmp_path), "--memory_budget", "20MB", "--codec", "raw", "--recall_weight", "0.5"]
+    command = ["--output_dir", str(tmp_path), "--memory_budget", "20MB", "--codec", "raw", "--lda_weight", "0.5"]
     (args,) = HfArgumentParser(ContinualTrainingArguments).parse_args_into_dataclasses(command)
-    assert (args.memory_bytes, args.codec, args.recall_weight) == (20_000_000, "raw", 0.5)
+    assert (args.memory_bytes, args.codec, args.lda_weight) == (20_000_000, "raw", 0.5)
 
 
 def test_a_default_of_a_subclass_is_checked_as_ours_are(tmp_path):

@@ -1,4 +1,4 @@
-"""WakePass: one look at every image, into memory and recall."""
+"""WakePass: one look at every image, into memory and LDA."""
 
 import copy
 
@@ -12,7 +12,7 @@ from hf_wakesleep import ClassIncrementalStream, RawCodec, SemiParametricMemory
 from hf_wakesleep.data.images import ImageReader, TaskImages, make_image_processor
 from hf_wakesleep.learning.wake import WakePass
 from hf_wakesleep.memory.herding import herding_ranks
-from hf_wakesleep.model.head_wakesleep import Recall
+from hf_wakesleep.model.head_wakesleep import LinearDiscriminant
 
 
 @pytest.fixture
@@ -38,10 +38,10 @@ def test_every_image_is_written_once_and_counted_once(awake):
     assert memory.tasks.tolist() == [2] * 400
     with torch.no_grad():
         features = wake.model.eval().extract_features(wake.reader.normalise(pixels).to(wake.model.device)).cpu()
-    expected, recall = Recall(32, 4, 0.3), wake.model.head.recall.cpu()
+    expected, lda = LinearDiscriminant(32, 4, 0.3), wake.model.head.lda.cpu()
     expected.update(features, labels)
-    assert torch.equal(recall.counts, expected.counts)
-    torch.testing.assert_close(recall.means, expected.means, rtol=1e-4, atol=1e-5)
+    assert torch.equal(lda.counts, expected.counts)
+    torch.testing.assert_close(lda.means, expected.means, rtol=1e-4, atol=1e-5)
     assert equal_states(wake.model.backbone, weights.backbone)
     assert equal_states(wake.model.head.classifier, weights.head.classifier)
 
@@ -67,13 +67,13 @@ def test_the_two_selections_keep_different_images_and_repeat(awake):
     assert set(memory.codec.encode(pixels[chosen])) <= set(kept["herding"])
 
 
-def test_without_a_memory_recall_still_learns(awake):
+def test_without_a_memory_lda_still_learns(awake):
     wake, _, (images, _) = awake
     wake.write(images, None, task=0)
-    assert wake.model.head.recall.counts.tolist() == [100] * 4
+    assert wake.model.head.lda.counts.tolist() == [100] * 4
 
 
-def test_a_probe_fits_recall_to_one_task_and_changes_nothing(awake):
+def test_a_probe_fits_lda_to_one_task_and_changes_nothing(awake):
     wake, _, (train, evaluation) = awake
     before = copy.deepcopy(wake.model)
     wake.model.train()
@@ -84,7 +84,7 @@ def test_a_probe_fits_recall_to_one_task_and_changes_nothing(awake):
 
 def test_the_budget_is_tried_with_one_code_of_every_class_and_changes_nothing(awake):
     wake, task, _ = awake
-    enough = wake.model.head.recall.num_bytes + wake.model.head.recall.bytes_per_class * 4 + 4 * (69 + 8) + 2_500
+    enough = wake.model.head.lda.num_bytes + wake.model.head.lda.bytes_per_class * 4 + 4 * (69 + 8) + 2_500
     memory = SemiParametricMemory(RawCodec(), enough)
     wake.check_budget([task], memory)
     assert len(memory) == 0

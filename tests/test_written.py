@@ -7,7 +7,7 @@ import torch
 from conftest import equal_states
 
 from hf_wakesleep import RawCodec, SemiParametricMemory
-from hf_wakesleep.model.head_wakesleep import Recall
+from hf_wakesleep.model.head_wakesleep import LinearDiscriminant
 from hf_wakesleep.stages.ingest import Written
 from hf_wakesleep.stages.stopwatch import Stopwatch
 
@@ -18,13 +18,13 @@ def test_a_written_task_comes_back_as_it_was(tmp_path, score, keeps_memory):
     memory = SemiParametricMemory(RawCodec(), None, ["a", "b"]) if keeps_memory else None
     if memory is not None:
         memory.write(memory.codec.encode(torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)), [0, 1, 0, 1, 1], 3)
-    recall, landmarks = Recall(4, 2, 0.1), torch.randn(5, 4) if keeps_memory else None
-    recall.update(torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 1]))
+    lda, landmarks = LinearDiscriminant(4, 2, 0.1), torch.randn(5, 4) if keeps_memory else None
+    lda.update(torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 1]))
     assert Written.load(tmp_path, Stopwatch()) is None
-    Written(memory, recall.state_dict(), landmarks, {"before": score}).save(tmp_path, Stopwatch())
-    loaded, fresh = Written.load(tmp_path, Stopwatch()), Recall(4, 2, 0.1)
+    Written(memory, lda.state_dict(), landmarks, {"before": score}).save(tmp_path, Stopwatch())
+    loaded, fresh = Written.load(tmp_path, Stopwatch()), LinearDiscriminant(4, 2, 0.1)
     fresh.load_state_dict(loaded.statistics)
-    assert equal_states(recall, fresh)
+    assert equal_states(lda, fresh)
     assert loaded.scores == pytest.approx({"before": score}, nan_ok=True)
     assert (loaded.memory is None) == (loaded.landmarks is None) == (memory is None)
     if memory is not None:

@@ -224,7 +224,7 @@ def try_backbone(name: str, backbone: PreTrainedConfig) -> Row:
     adapt(model, images)
     assert_sees_everything(model.eval(), images)
     with torch.no_grad():
-        model.head.recall.update(model.extract_features(images), labels)
+        model.head.lda.update(model.extract_features(images), labels)
     train(model, images, labels)
     assert_loads_exactly(model.eval(), images)
     return Row(name, model.config.pooling, model.config.feature_dim)

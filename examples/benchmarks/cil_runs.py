@@ -26,7 +26,7 @@ from hf_wakesleep.reporting import metrics
 FIXED = {
     "report_to": "none",
     "save_strategy": "no",
-    "evaluate_recall": False,
+    "evaluate_lda": False,
     "forward_transfer": False,
     "per_device_eval_batch_size": 256,
 }

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python examples/benchmarks/selection.py --train_file train.parquet --test_file test.parquet \
         --backbone PATH_OR_HUB_NAME --image_size 128
 
-learns a stream with a frozen backbone, and after every task fits recall to the decoded memories alone. Prints, for
+learns a stream with a frozen backbone, and after every task fits LDA to the decoded memories alone. Prints, for
 every budget (of the codes and their index only), the pooled accuracy after the last task and averaged over all tasks,
 mean and standard deviation over class orders. `sample` are uniform samples that differ from order to order; the
 reservoir's is always the same. Writes `selection.json` and `selection.png`. 7 minutes on a busy core. With
@@ -101,14 +101,14 @@ def ranks_of(selection: str, features: torch.Tensor, labels: list[int], generato
 
 
 def accuracy(model: WakeSleepForImageClassification, memory: SemiParametricMemory, train: Part, test: Part) -> float:
-    """Return the accuracy, on the classes seen so far, of recall fitted to the memories alone."""
-    recall = model.head.recall
-    recall.reset()
+    """Return the accuracy, on the classes seen so far, of LDA fitted to the memories alone."""
+    lda = model.head.lda
+    lda.reset()
     codes = memory.codes(np.arange(len(memory)))
-    recall.update(torch.stack([train.remembered[code] for code in codes]), torch.from_numpy(memory.labels))
+    lda.update(torch.stack([train.remembered[code] for code in codes]), torch.from_numpy(memory.labels))
     seen = [row for row, name in enumerate(test.classes) if name in memory.classes]
     labels = torch.tensor([memory.classes.index(test.classes[row]) for row in seen])
-    return (recall(test.features[seen]).argmax(dim=-1) == labels).float().mean().item()
+    return (lda(test.features[seen]).argmax(dim=-1) == labels).float().mean().item()
 
 
 def learn(model, tasks: list[Task], memory: SemiParametricMemory, train: Part, test: Part, choose) -> list[float]:
@@ -130,7 +130,7 @@ def plot(found: dict[str, dict[int, list]], path: Path) -> None:
         sizes = [budget / 1e6 for budget in budgets]
         plt.errorbar(sizes, [run.mean() for run in last], [run.std() for run in last], marker="o", label=name)
     plt.xlabel("budget of the codes in MB")
-    plt.ylabel("pooled accuracy of recall in %")
+    plt.ylabel("pooled accuracy of LDA in %")
     plt.legend()
     plt.savefig(path, dpi=120)
 

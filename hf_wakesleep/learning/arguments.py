@@ -37,7 +37,7 @@ CHOICES = (
     "head_init",
     "memory_selection",
     "non_finite_loss",
-    "recall_update",
+    "lda_update",
     "sleep_lr_scheduler_type",
     "sleep_plasticity",
     "wake_plasticity",
@@ -172,11 +172,11 @@ class ContinualTrainingArguments(TrainingArguments):
         },
     )
     head_init: str = field(
-        default="recall",
+        default="lda",
         metadata={
-            "help": "What the output units of new classes start from: 'recall', which answers for them before any "
+            "help": "What the output units of new classes start from: 'lda', which answers for them before any "
             "training, or 'random' weights.",
-            "choices": ["random", "recall"],
+            "choices": ["random", "lda"],
         },
     )
     wake_replay: bool | None = field(
@@ -251,10 +251,10 @@ class ContinualTrainingArguments(TrainingArguments):
             "all weights do."
         },
     )
-    recall_weight: float | None = field(
+    lda_weight: float | None = field(
         default=None,
         metadata={
-            "help": "Weight of recall in predictions, 0 (classifier only) to 1 (recall only). By default sleep sets "
+            "help": "Weight of LDA in predictions, 0 (classifier only) to 1 (LDA only). By default sleep sets "
             "it on memories that it held out."
         },
     )
@@ -264,10 +264,10 @@ class ContinualTrainingArguments(TrainingArguments):
             "help": "Whether callbacks that have a state, such as that of early stopping, go on with it after a stop."
         },
     )
-    recall_update: str = field(
+    lda_update: str = field(
         default="carry",
         metadata={
-            "help": "How recall follows a backbone that was trained: 'carry' its statistics along, by a map fitted to "
+            "help": "How LDA follows a backbone that was trained: 'carry' its statistics along, by a map fitted to "
             "how the features of memories moved, or 'recompute' them from memories alone.",
             "choices": ["carry", "recompute"],
         },
@@ -276,7 +276,7 @@ class ContinualTrainingArguments(TrainingArguments):
         default=0.1,
         metadata={
             "help": "Share of the memories of each class that sleep does not replay, but measures itself and sets "
-            "`recall_weight` on. 0 to replay all, with a `recall_weight` of your own."
+            "`lda_weight` on. 0 to replay all, with a `lda_weight` of your own."
         },
     )
     non_finite_loss: str = field(
@@ -295,10 +295,10 @@ class ContinualTrainingArguments(TrainingArguments):
         },
     )
     crop_scale: float = field(default=0.6, metadata={"help": "Smallest share of the area in a random resized crop."})
-    evaluate_recall: bool = field(
+    evaluate_lda: bool = field(
         default=True,
         metadata={
-            "help": "Evaluate recall alone once a task is in memory, before any training on it: one more pass over "
+            "help": "Evaluate LDA alone once a task is in memory, before any training on it: one more pass over "
             "the evaluation images."
         },
     )
@@ -371,10 +371,10 @@ class ContinualTrainingArguments(TrainingArguments):
                 "Sleep and wake replay read from memory, but `memory_budget` is 0. Pass `sleep_steps=0`, "
                 "`sleep_every_n_steps=0` and `wake_replay=False`, or a budget."
             )
-        if self.held_out_share == 0 and self.recall_weight is None and self.sleep_steps:
+        if self.held_out_share == 0 and self.lda_weight is None and self.sleep_steps:
             raise ValueError(
-                "`recall_weight` is set on memories that sleep holds out, but `held_out_share` is 0. Pass a "
-                "`recall_weight`, or a share such as 0.1."
+                "`lda_weight` is set on memories that sleep holds out, but `held_out_share` is 0. Pass a "
+                "`lda_weight`, or a share such as 0.1."
             )
         if self.freeze_fraction and not self.sleep_steps:
             raise ValueError(
@@ -419,7 +419,7 @@ class ContinualTrainingArguments(TrainingArguments):
             is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if not (is_number and holds(value)):
                 raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
-        for name, most in (("recall_weight", 1), ("codec_quality", 100), ("codec_target_bytes", MOST)):
+        for name, most in (("lda_weight", 1), ("codec_quality", 100), ("codec_target_bytes", MOST)):
             value = getattr(self, name)
             kind = int if name == "codec_quality" else int | float
             if value is not None and (

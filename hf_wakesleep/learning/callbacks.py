@@ -18,7 +18,7 @@ class SleepCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Let the logs of earlier tasks come first."""
-        self.trainer.recall_logs(state)
+        self.trainer.prepend_logs(state)
 
     def on_step_end(self, args, state, control, **kwargs):
         """Take a nap when it is time; the last one is the sleep itself."""

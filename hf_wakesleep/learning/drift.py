@@ -9,12 +9,12 @@ from tqdm.auto import tqdm
 from ..data.images import ImageReader
 from ..memory.memory import SemiParametricMemory
 from ..memory.sampling import held_out_mask, measured_mask, spread
-from ..model.head_wakesleep import Recall
+from ..model.head_wakesleep import LinearDiscriminant
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from .arguments import ContinualTrainingArguments
 
 PENALTIES = torch.logspace(-4, 4, 17)  # of ridge regression, in mean squared singular values
-MOST_REPLAYED, MOST_HELD_OUT = 1152, 384  # landmarks, so that recall costs the same with any number of memories
+MOST_REPLAYED, MOST_HELD_OUT = 1152, 384  # landmarks, so that LDA costs the same with any number of memories
 
 
 def landmarks(memory: SemiParametricMemory, args: ContinualTrainingArguments) -> np.ndarray:
@@ -68,12 +68,12 @@ def memory_features(
 
 
 def carry(
-    recall: Recall, before: torch.Tensor, after: torch.Tensor, labels: torch.Tensor, is_new: torch.Tensor
+    lda: LinearDiscriminant, before: torch.Tensor, after: torch.Tensor, labels: torch.Tensor, is_new: torch.Tensor
 ) -> None:
-    """Carry recall's statistics from where the landmarks were to where they are.
+    """Carry LDA's statistics from where the landmarks were to where they are.
 
     A linear map f' = f A + c is fitted to the landmarks, by ridge regression of their drift, and moves the means of
-    all images that recall has seen, not only of those that are remembered. What it leaves over is the drift of a class
+    all images that LDA has seen, not only of those that are remembered. What it leaves over is the drift of a class
     of its own, added to the mean as far as it stands out from the noise (an empirical Bayes estimate). The covariance
     is moved by a map B fitted to deviations from class means: B' Sigma B plus the covariance of what B leaves over.
     Errors of one sleep after another would add up: a mean that lies further from that of its landmarks than those of
@@ -84,7 +84,7 @@ def carry(
     2407.08536.
 
     Args:
-        recall ([`Recall`]): Its means and covariance are replaced; counts stay.
+        lda ([`LinearDiscriminant`]): Its means and covariance are replaced; counts stay.
         before (`torch.Tensor` of shape `(M, D)`): Features of the landmarks when the statistics were right.
         after (`torch.Tensor` of shape `(M, D)`): Their features now.
         labels (`torch.Tensor` of shape `(M,)`): Their classes.
@@ -93,23 +93,23 @@ def carry(
     """
     old, new, labels = before.double().cpu(), after.double().cpu(), labels.cpu()
     old_mean, new_mean = old.mean(dim=0), new.mean(dim=0)
-    means = recall.means.double().cpu() - old_mean  # (C, D)
+    means = lda.means.double().cpu() - old_mean  # (C, D)
     old, new = old - old_mean, new - new_mean
-    limits = _limits(recall, means, old, labels, is_new.cpu())
+    limits = _limits(lda, means, old, labels, is_new.cpu())
     means = _drawn_back(means, _class_means(old, labels, len(means)), limits)
     linear = _drift_map(old, new, len(labels) - 1)
     means = means @ linear + new_mean + _stand_out(new - old @ linear, labels, len(means))
-    means[recall.counts.cpu() == 0] = 0.0
+    means[lda.counts.cpu() == 0] = 0.0
     old, new = (part - _class_means(part, labels, len(means))[labels] for part in (old, new))
     if len(labels) > len(labels.unique()):
         linear = _drift_map(old, new, _freedom(labels))
     rest = new - old @ linear  # zeros where no class has two
-    covariance = linear.T @ recall.covariance().double().cpu() @ linear + rest.T @ rest / _freedom(labels)
-    recall.set_moments(means, covariance)
+    covariance = linear.T @ lda.covariance().double().cpu() @ linear + rest.T @ rest / _freedom(labels)
+    lda.set_moments(means, covariance)
 
 
 def _limits(
-    recall: Recall, means: torch.Tensor, old: torch.Tensor, labels: torch.Tensor, is_new: torch.Tensor
+    lda: LinearDiscriminant, means: torch.Tensor, old: torch.Tensor, labels: torch.Tensor, is_new: torch.Tensor
 ) -> torch.Tensor:
     """Return how far each class mean (C, D) may lie from that of its landmarks, which are `old` (M, D); (C,)."""
     num_new, num_all = (part.bincount(minlength=len(means)) for part in (labels[is_new], labels))
@@ -117,7 +117,7 @@ def _limits(
     if is_exact.any():
         distances = (means - _class_means(old, labels, len(means))).norm(dim=1)  # (C,)
         return distances[is_exact].max().expand(len(means))
-    return (recall.covariance().double().cpu().trace() / num_all.clamp(min=1)).sqrt()
+    return (lda.covariance().double().cpu().trace() / num_all.clamp(min=1)).sqrt()
 
 
 def _drawn_back(means: torch.Tensor, remembered: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:

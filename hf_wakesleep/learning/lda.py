@@ -1,4 +1,4 @@
-"""Recall brought up to date: statistics that fit the trained backbone, a weight set on memories held out."""
+"""LDA brought up to date: statistics that fit the trained backbone, a weight set on memories held out."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from .arguments import ContinualTrainingArguments
 from .drift import carry, landmarks, measured, memory_features
 
 
-def update_recall(
+def update_lda(
     model: WakeSleepForImageClassification,
     memory: SemiParametricMemory,
     reader: ImageReader,
@@ -20,16 +20,16 @@ def update_recall(
     task: int = 0,
     before: torch.Tensor | None = None,
 ) -> float:
-    """Bring recall's statistics to the trained backbone and set `recall_weight` on held-out memories.
+    """Bring LDA's statistics to the trained backbone and set `lda_weight` on held-out memories.
 
     The statistics are carried along from where they were right or, without such a place, computed anew from all
     memories. Those of a backbone that neither wake nor sleep trains stay as they are.
 
     Args:
-        model ([`WakeSleepForImageClassification`]): Its statistics and `config.recall_weight` are replaced.
+        model ([`WakeSleepForImageClassification`]): Its statistics and `config.lda_weight` are replaced.
         memory ([`SemiParametricMemory`]): Read, never written.
         reader ([`ImageReader`]): Turns decoded images into the model's input.
-        args ([`ContinualTrainingArguments`]): `recall_weight`, `held_out_share`, ...
+        args ([`ContinualTrainingArguments`]): `lda_weight`, `held_out_share`, ...
         task (`int`, defaults to 0): Number of the task, from 0; part of the seed.
         before (`torch.Tensor` of shape `(M, D)`, *optional*): What [`landmark_features`] gave when they were right.
 
@@ -37,31 +37,31 @@ def update_recall(
         `float`: Accuracy of the mix on held-out memories; NaN without such. Statistics that are computed anew do not
         know them yet; those that are carried along know their originals.
     """
-    recall = model.head.recall
+    lda = model.head.lda
     is_frozen = not args.trains_backbone(task)
     is_recomputed = not is_frozen and before is None
     if is_recomputed:
-        recall.reset()
+        lda.reset()
     positions = np.arange(len(memory)) if is_recomputed else landmarks(memory, args)
-    found = list(memory_features(model, memory, reader, args, positions, "sleep: recall"))
+    found = list(memory_features(model, memory, reader, args, positions, "sleep: LDA"))
     features, labels = (torch.cat(parts) for parts in list(zip(*found, strict=True))[1:])  # (M, D), (M,)
     is_out = held_out_mask(memory.labels, memory.tasks, args.held_out_share)[positions]
     if is_recomputed:
         replayed = torch.from_numpy(np.flatnonzero(~is_out)).to(labels.device)
-        recall.update(features[replayed], labels[replayed])
+        lda.update(features[replayed], labels[replayed])
     elif not is_frozen:
         is_new = torch.from_numpy(memory.tasks[positions] == memory.tasks.max())
-        carry(recall, before, features, labels, is_new)
+        carry(lda, before, features, labels, is_new)
     rows = torch.from_numpy(np.flatnonzero(np.isin(positions, measured(memory, args)))).to(labels.device)
     accuracy = float("nan")
     if len(rows):
-        accuracy = _fit_recall_weight(model, features[rows], labels[rows], args.recall_weight)
-    elif args.recall_weight is not None:
-        model.config.recall_weight = args.recall_weight
+        accuracy = _fit_lda_weight(model, features[rows], labels[rows], args.lda_weight)
+    elif args.lda_weight is not None:
+        model.config.lda_weight = args.lda_weight
     if is_recomputed:
         out = torch.from_numpy(np.flatnonzero(is_out)).to(labels.device)
-        recall.update(features[out], labels[out])
-        recall.refresh()
+        lda.update(features[out], labels[out])
+        lda.refresh()
     return accuracy
 
 
@@ -73,7 +73,7 @@ def held_out_accuracy(
 ) -> float:
     """Return the accuracy of a model, as it is, on the memories that a sleep is measured on; NaN without such.
 
-    They are held out of replay, and the same that [`update_recall`] measures on afterwards.
+    They are held out of replay, and the same that [`update_lda`] measures on afterwards.
     """
     positions = measured(memory, args)
     if len(positions) == 0:
@@ -86,15 +86,15 @@ def held_out_accuracy(
 
 
 @torch.no_grad()
-def _fit_recall_weight(
+def _fit_lda_weight(
     model: WakeSleepForImageClassification, features: torch.Tensor, labels: torch.Tensor, fixed: float | None
 ) -> float:
     """Set the weight with the best likelihood on these features, or the fixed one; return the accuracy with it."""
     classifier = model.head.classifier(features.to(model.dtype))
-    recalled = model.head.recall(features)
+    discriminant = model.head.lda(features)
     scores = {}
     for weight in (fixed,) if fixed is not None else [step / 10 for step in range(11)]:
-        model.config.recall_weight = weight
-        scores[weight] = F.nll_loss(model.head.mix(classifier, recalled), labels).item()
-    model.config.recall_weight = min(scores, key=scores.get)
-    return (model.head.mix(classifier, recalled).argmax(dim=-1) == labels).float().mean().item()
+        model.config.lda_weight = weight
+        scores[weight] = F.nll_loss(model.head.mix(classifier, discriminant), labels).item()
+    model.config.lda_weight = min(scores, key=scores.get)
+    return (model.head.mix(classifier, discriminant).argmax(dim=-1) == labels).float().mean().item()

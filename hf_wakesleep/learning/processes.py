@@ -13,7 +13,7 @@ from ..model.modeling_wakesleep import WakeSleepForImageClassification
 
 @torch.no_grad()
 def share_buffers(accelerator: Accelerator, model: WakeSleepForImageClassification) -> None:
-    """Give all processes what the first one holds beside the weights of a whole model, and its `recall_weight`.
+    """Give all processes what the first one holds beside the weights of a whole model, and its `lda_weight`.
 
     Each process sums features itself, which not every device does to the same bits, and modules with running
     statistics have seen other images on each.
@@ -27,8 +27,8 @@ def share_buffers(accelerator: Accelerator, model: WakeSleepForImageClassificati
     for buffer in model.buffers():
         here = buffer.to(accelerator.device)
         buffer.copy_(broadcast(here))
-    (model.config.recall_weight,) = broadcast_object_list([model.config.recall_weight])
-    model.head.recall.refresh()
+    (model.config.lda_weight,) = broadcast_object_list([model.config.lda_weight])
+    model.head.lda.refresh()
 
 
 def share_tensor(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:

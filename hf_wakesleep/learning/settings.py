@@ -19,7 +19,7 @@ LEFT_OUT = re.compile(
 CHANGEABLE = (
     "activation_checkpointing",
     "bf16",
-    "evaluate_recall",
+    "evaluate_lda",
     "forward_transfer",
     "fp16",
     "full_determinism",
@@ -28,7 +28,7 @@ CHANGEABLE = (
     "max_grad_norm",
     "metric_for_best_model",
     "non_finite_loss",
-    "recall_weight",
+    "lda_weight",
     "tf32",
 )
 

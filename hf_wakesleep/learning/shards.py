@@ -1,6 +1,6 @@
 """Shards: models that FSDP spreads over processes while they are trained, and that are whole in between.
 
-Wake and sleep train shards; writing memory, recall, evaluation and saving see a whole model on every process.
+Wake and sleep train shards; writing memory, LDA, evaluation and saving see a whole model on every process.
 """
 
 import copy

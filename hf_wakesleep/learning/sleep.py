@@ -16,7 +16,7 @@ from ..memory.memory import SemiParametricMemory
 from .arguments import ContinualTrainingArguments
 from .freezing import freeze_synapses
 from .guard import StepGuard
-from .lda import held_out_accuracy, update_recall
+from .lda import held_out_accuracy, update_lda
 from .lora import default_lora_config
 from .processes import share_buffers, share_synapses
 from .replay import Replay
@@ -29,10 +29,10 @@ class SleepReport:
     Args:
         steps (`int`): Optimizer steps.
         images (`int`): Memories replayed, repetitions included.
-        seconds (`float`): Wall-clock time, recall included.
+        seconds (`float`): Wall-clock time, LDA included.
         loss (`float`): Mean loss of NREM over its last steps, a tenth as many as the sleep has.
         rem_loss (`float`): Mean loss of REM over its last steps; NaN without REM.
-        recall_weight (`float`): Weight of recall in predictions from now on.
+        lda_weight (`float`): Weight of LDA in predictions from now on.
         held_out_accuracy_before (`float`): Accuracy, before it, on the memories that are held out of this sleep (the
             wake of their task has seen their images); NaN without such.
         held_out_accuracy (`float`): The same after it.
@@ -45,7 +45,7 @@ class SleepReport:
     seconds: float
     loss: float
     rem_loss: float
-    recall_weight: float
+    lda_weight: float
     held_out_accuracy_before: float
     held_out_accuracy: float
     frozen_fraction: float = 0.0
@@ -76,18 +76,18 @@ def consolidate(  # noqa: PLR0913
     state: dict | None = None,
     on_step_end: Callable[[Replay], object] | None = None,
 ) -> SleepReport:
-    """Sleep: replay memories of all classes into the network, bring recall up to date, and freeze what matters most.
+    """Sleep: replay memories of all classes into the network, bring LDA up to date, and freeze what matters most.
 
     A step is NREM or REM, in `sleep_cycles` cycles of which the last `rem_share` is REM. The loss is the
     cross-entropy over all classes, in REM that of recombined memories. The number of steps is fixed, so a sleep costs
-    the same after every task. A nap is the steps alone; recall stays as it is.
+    the same after every task. A nap is the steps alone; LDA stays as it is.
 
     Args:
         model (`torch.nn.Module`): A [`WakeSleepForImageClassification`], bare or prepared by `accelerator`.
         memory ([`SemiParametricMemory`]): Read; of its state only the synapses change, if `freeze_fraction` says so.
         reader ([`ImageReader`]): Turns decoded images into the model's input.
         args ([`ContinualTrainingArguments`]): `sleep_*`, `augmentation`, `freeze_fraction`, ...
-        before (`torch.Tensor` of shape `(M, D)`, *optional*): What [`landmark_features`] gave when recall's statistics
+        before (`torch.Tensor` of shape `(M, D)`, *optional*): What [`landmark_features`] gave when LDA's statistics
             were right: they are carried along from there, instead of computed anew from memory.
         place (`tuple[int, ...]`, defaults to `(0,)`): Number of the task, from 0, and for a nap the step of wake that
             it falls on; part of the seed.
@@ -137,7 +137,7 @@ def consolidate(  # noqa: PLR0913
         replay.run(on_step_end)
         share_buffers(accelerator, bare)
     with _memory_advice("`per_device_eval_batch_size`", args.per_device_eval_batch_size):
-        accuracy = math.nan if is_nap else update_recall(bare, memory, reader, args, place[0], before)
+        accuracy = math.nan if is_nap else update_lda(bare, memory, reader, args, place[0], before)
         share_buffers(accelerator, bare)
         if args.freeze_fraction and not is_nap:
             memory.set_synapses(share_synapses(accelerator, freeze_synapses(bare, memory, reader, args, place[0])))
@@ -148,7 +148,7 @@ def consolidate(  # noqa: PLR0913
         seconds=replay.seconds_before + time.perf_counter() - start,
         loss=replay.mean_loss(),
         rem_loss=replay.mean_loss("rem"),
-        recall_weight=bare.config.recall_weight,
+        lda_weight=bare.config.lda_weight,
         held_out_accuracy_before=replay.accuracy_before,
         held_out_accuracy=accuracy,
         frozen_fraction=frozen_fraction,

@@ -32,7 +32,7 @@ from .callbacks import GuardCallback, SleepCallback
 from .classifier_trainer import ClassifierTrainer
 from .drift import landmark_features
 from .guard import StepGuard
-from .lda import update_recall
+from .lda import update_lda
 from .lora import WAKE, check_lora, default_lora_config, inject, merge
 from .plasticity import set_plasticity
 from .processes import check_equal, checksums, share_buffers, share_tensor
@@ -133,9 +133,9 @@ class TaskTrainer(ClassifierTrainer):
         self._write(number, record)
         replays = self.args.replays_awake(number)
         self._wake_replay = WakeReplay(self.memory, self.reader, number, self.args.seed) if replays else None
-        if self.args.head_init == "recall":
+        if self.args.head_init == "lda":
             first = len(self.model.config.classes) - len(record.new_classes)
-            self.model.head.start_from_recall(first, self.args.label_smoothing_factor)
+            self.model.head.start_from_lda(first, self.args.label_smoothing_factor)
         self.guard.exit_if_asked()
         set_seed(self.args.seed + number)
         self._frozen = FrozenEntries(self.model, None if self.memory is None else self.memory.synapses)
@@ -151,7 +151,7 @@ class TaskTrainer(ClassifierTrainer):
         output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         self._unwrap()
         if self._sleep_report is None:
-            self._settle_recall()
+            self._settle_lda()
         report = self._sleep_report
         record.sleep = report.to_dict() if report else {}
         record.wake_steps = self.state.global_step
@@ -165,35 +165,35 @@ class TaskTrainer(ClassifierTrainer):
         return output
 
     def _write(self, number: int, record: TaskRecord) -> None:
-        """Write a task into memory and recall and measure before and after it, or load what came of it."""
-        recall, folder = self.model.head.recall, self.checkpoints_folder
+        """Write a task into memory and LDA and measure before and after it, or load what came of it."""
+        lda, folder = self.model.head.lda, self.checkpoints_folder
         written = Written.load(folder, self._stopwatch)
         if written is not None:
             self.memory, self._before = written.memory, written.landmarks
-            recall.load_state_dict(written.statistics)
+            lda.load_state_dict(written.statistics)
             record.set_scores(written.scores)
             return
         if self.args.forward_transfer and number > 0:
             record.before_accuracy = self._probe(self.tasks[number])
         self._wake_pass().write(self.train_dataset, self.memory, number)
-        if self.args.evaluate_recall:
-            record.recall_accuracy = self._evaluate_recall()
+        if self.args.evaluate_lda:
+            record.lda_accuracy = self._evaluate_lda()
         self._before = self._take_landmarks()
         if self.args.save_strategy != "no" and self.args.should_save:
-            Written(self.memory, recall.state_dict(), self._before, record.scores()).save(folder, self._stopwatch)
+            Written(self.memory, lda.state_dict(), self._before, record.scores()).save(folder, self._stopwatch)
         self.accelerator.wait_for_everyone()
 
     def _take_landmarks(self) -> torch.Tensor | None:
-        """Return where the landmarks are while recall's statistics are right, if these are to be carried along."""
-        is_carried = self.args.recall_update == "carry" and self.args.trains_backbone(self.task_number)
+        """Return where the landmarks are while LDA's statistics are right, if these are to be carried along."""
+        is_carried = self.args.lda_update == "carry" and self.args.trains_backbone(self.task_number)
         if self.memory is None or not is_carried:
             return None
         return share_tensor(self.accelerator, landmark_features(self.model, self.memory, self.reader, self.args))
 
-    def _evaluate_recall(self) -> list[float]:
-        """Return and log the accuracy of recall alone on every task so far; NaN where its images are not at hand."""
+    def _evaluate_lda(self) -> list[float]:
+        """Return and log the accuracy of LDA alone on every task so far; NaN where its images are not at hand."""
         scores = {name: self._wake_pass().score(images) for name, images in self._eval_sets.items()}
-        self.log({f"recall_{name}_accuracy": score for name, score in scores.items()})
+        self.log({f"lda_{name}_accuracy": score for name, score in scores.items()})
         return [scores.get(stage_name(number), math.nan) for number in range(self.task_number + 1)]
 
     def _begin(self, number: int) -> None:
@@ -211,7 +211,7 @@ class TaskTrainer(ClassifierTrainer):
         new = [name for name in task.classes if name not in self.model.config.label2id]
         self.model.grow(new, seeded_generator(self.args.seed, number))
         if self.memory is not None:
-            self.memory.add_classes(new, self.model.head.recall.num_bytes)
+            self.memory.add_classes(new, self.model.head.lda.num_bytes)
             room = make_room(self.memory.synapses, count_entries(self.model), self.args.freeze_fraction)
             if room is not None:
                 self.memory.set_synapses(room)
@@ -293,16 +293,16 @@ class TaskTrainer(ClassifierTrainer):
             self.save_sleep_checkpoint(replay)
         self.guard.exit()
 
-    def _settle_recall(self) -> None:
-        """Settle how far recall can be trusted after a task without sleep."""
+    def _settle_lda(self) -> None:
+        """Settle how far LDA can be trusted after a task without sleep."""
         is_moved = self.args.trains_backbone(self.task_number)
         if self.memory is not None and is_moved:
-            update_recall(self.model, self.memory, self.reader, self.args, self.task_number, self._before)
+            update_lda(self.model, self.memory, self.reader, self.args, self.task_number, self._before)
             share_buffers(self.accelerator, self.model)
-        elif self.args.recall_weight is not None:
-            self.model.config.recall_weight = self.args.recall_weight
+        elif self.args.lda_weight is not None:
+            self.model.config.lda_weight = self.args.lda_weight
         elif is_moved:
-            self.model.config.recall_weight = 0.0  # statistics of features that are gone
+            self.model.config.lda_weight = 0.0  # statistics of features that are gone
 
     def _finish(self, record: TaskRecord) -> None:
         """Evaluate, add to the history, and save the stage."""
@@ -315,9 +315,9 @@ class TaskTrainer(ClassifierTrainer):
         record.evaluated_images, record.num_unevaluated = count_evaluated(
             self._evaluated(self.task_number + 1), self.model.config.classes, self.task_number + 1
         )
-        record.recall_weight = self.model.config.recall_weight
+        record.lda_weight = self.model.config.lda_weight
         if self.memory is None:
-            statistics = self.model.head.recall.num_bytes
+            statistics = self.model.head.lda.num_bytes
             record.memory_bytes = MemoryBytes(0, 0, 0, statistics, 0).to_dict()
         else:
             record.memory_bytes, record.num_codes = self.memory.num_bytes.to_dict(), len(self.memory)
@@ -354,7 +354,7 @@ class TaskTrainer(ClassifierTrainer):
         return WakePass(self.model, self.reader, self.args, self.accelerator)
 
     def _probe(self, task: Task) -> float:
-        """Return a score of forward transfer: how well recall, fitted to a task alone, tells its classes apart."""
+        """Return a score of forward transfer: how well LDA, fitted to a task alone, tells its classes apart."""
         names = dict.fromkeys(task.train_dataset.features["label"].names + task.eval_dataset.features["label"].names)
         label2id = {name: index for index, name in enumerate(names)}
         return self._wake_pass().probe(*self._images_of(task, label2id), num_classes=len(names))
@@ -418,7 +418,7 @@ class TaskTrainer(ClassifierTrainer):
         finally:
             self.state.global_step = step
 
-    def recall_logs(self, state: TrainerState) -> None:
+    def prepend_logs(self, state: TrainerState) -> None:
         """Put what was logged before the task at hand in front of what its own state, which is new, will hold."""
         state.log_history[:0] = self._earlier_logs
 

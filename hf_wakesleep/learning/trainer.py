@@ -219,7 +219,7 @@ class ContinualTrainer(TaskTrainer):
         stored = type(self.model).from_pretrained(folder)
         self.model.grow([name for name in stored.config.classes if name not in self.model.config.label2id])
         self.model.load_state_dict(stored.state_dict())
-        self.model.config.recall_weight = stored.config.recall_weight
+        self.model.config.lda_weight = stored.config.lda_weight
         self.history, self.memory = load_stage_state(folder, stored)
         self.tasks = align_tasks(self.stream, self.history)
         self.task_number = len(self.history) - 1

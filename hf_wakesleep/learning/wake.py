@@ -1,4 +1,4 @@
-"""WakePass: one pass over the images of a task, without a gradient, that fills memory and recall."""
+"""WakePass: one pass over the images of a task, without a gradient, that fills memory and LDA."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from ..data.streams import Task
 from ..memory.herding import herding_ranks
 from ..memory.memory import SemiParametricMemory
 from ..memory.synapses import count_entries, make_room
-from ..model.head_wakesleep import Recall
+from ..model.head_wakesleep import LinearDiscriminant
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from .arguments import ContinualTrainingArguments
 from .lora import WAKE
@@ -48,7 +48,7 @@ class WakePass:
         self.accelerator = accelerator
 
     def write(self, images: TaskImages, memory: SemiParametricMemory | None, task: int) -> None:
-        """Write a task into memory, if there is one, and into recall's statistics.
+        """Write a task into memory, if there is one, and into LDA's statistics.
 
         Args:
             images ([`TaskImages`]): Training images of the task.
@@ -57,12 +57,12 @@ class WakePass:
         """
         codes, code_labels, code_features = [], [], []
         for pixels, features, labels in self._batches(images, "wake: writing memory"):
-            self.model.head.recall.update(features, labels)
+            self.model.head.lda.update(features, labels)
             if memory is not None:
                 codes += self.accelerator.gather_for_metrics(memory.codec.encode(pixels), use_gather_object=True)
                 code_labels += labels.tolist()
                 code_features.append(features.cpu().numpy())
-        self.model.head.recall.refresh()
+        self.model.head.lda.refresh()
         if memory is not None:
             is_herded = self.args.memory_selection == "herding" and codes
             ranks = herding_ranks(np.concatenate(code_features), np.asarray(code_labels)) if is_herded else None
@@ -100,8 +100,8 @@ class WakePass:
             images = _unlabelled(task)
             for row in _first_rows(task, [name for name in task.new_classes if name in new]):
                 codes += memory.codec.encode(self.reader.read([images[row]])[0])
-        recall = self.model.head.recall
-        statistics_bytes = recall.num_bytes + recall.bytes_per_class * len(new)
+        lda = self.model.head.lda
+        statistics_bytes = lda.num_bytes + lda.bytes_per_class * len(new)
         trial = copy.copy(memory)
         trial.budget = None
         entries = count_entries(self.model, len(new))
@@ -111,26 +111,26 @@ class WakePass:
         trial.write(codes, range(len(memory.classes), len(trial.classes)), task=0)
 
     def probe(self, train_images: TaskImages, eval_images: TaskImages, num_classes: int) -> float:
-        """Return the accuracy of recall, fitted to one task alone, with the features as they are.
+        """Return the accuracy of LDA, fitted to one task alone, with the features as they are.
 
         Args:
-            train_images ([`TaskImages`]): What recall is fitted to.
+            train_images ([`TaskImages`]): What LDA is fitted to.
             eval_images ([`TaskImages`]): What it is tested on.
             num_classes (`int`): Number of classes that the labels of both count.
         """
-        recall = Recall(self.model.head.feature_dim, num_classes, self.model.config.recall_shrinkage)
-        recall.to(self.model.device)
+        lda = LinearDiscriminant(self.model.head.feature_dim, num_classes, self.model.config.lda_shrinkage)
+        lda.to(self.model.device)
         for _, features, labels in self._batches(train_images, "forward transfer: fitting"):
-            recall.update(features, labels)
-        return self._score(recall, eval_images, "forward transfer: testing")
+            lda.update(features, labels)
+        return self._score(lda, eval_images, "forward transfer: testing")
 
     def score(self, images: TaskImages) -> float:
-        """Return the accuracy of the model's recall alone, as it is, on some images."""
-        return self._score(self.model.head.recall, images, "wake: recall alone")
+        """Return the accuracy of the model's LDA alone, as it is, on some images."""
+        return self._score(self.model.head.lda, images, "wake: LDA alone")
 
-    def _score(self, recall: Recall, images: TaskImages, description: str) -> float:
+    def _score(self, lda: LinearDiscriminant, images: TaskImages, description: str) -> float:
         correct = [
-            recall(features).argmax(dim=-1) == labels for _, features, labels in self._batches(images, description)
+            lda(features).argmax(dim=-1) == labels for _, features, labels in self._batches(images, description)
         ]
         return torch.cat(correct).float().mean().item()
 

@@ -16,7 +16,7 @@ class MemoryBytes:
         codes (`int`): The codes themselves.
         index (`int`): Length, label and task of every code, class names, file headers.
         codec (`int`): Weights of a codec that was fitted to the stream.
-        statistics (`int`): What the model keeps beside its weights, such as recall's statistics.
+        statistics (`int`): What the model keeps beside its weights, such as LDA's statistics.
         masks (`int`): Which weights are frozen.
     """
 

@@ -42,8 +42,8 @@ class WakeSleepConfig(PreTrainedConfig):
             if missing.
         feature_dim (`int`, *optional*): Width D of that feature; found when a model is built.
         classifier (`str`, defaults to `"linear"`): `"linear"` or `"cosine"` (normalised features and weights).
-        recall_weight (`float`, defaults to 0.5): Weight of recall in the mix of the two softmaxes, 0 to 1.
-        recall_shrinkage (`float`, defaults to 0.3): Shrinkage e of recall's covariance to a multiple of I, in (0, 1].
+        lda_weight (`float`, defaults to 0.5): Weight of LDA in the mix of the two softmaxes, 0 to 1.
+        lda_shrinkage (`float`, defaults to 0.3): Shrinkage e of LDA's covariance to a multiple of I, in (0, 1].
         image_size (`int`, defaults to 224): Side in pixels of the square images that the model takes.
         image_mean (`list[float]`, defaults to `[0.5, 0.5, 0.5]`): Mean per channel, of pixels in 0 to 1.
         image_std (`list[float]`, defaults to `[0.5, 0.5, 0.5]`): Standard deviation per channel.
@@ -55,7 +55,7 @@ class WakeSleepConfig(PreTrainedConfig):
 
     model_type = "wakesleep"
     sub_configs = {"backbone_config": AutoConfig}
-    keys_to_ignore_at_inference = ["classifier_logits", "recall_logits", "features"]
+    keys_to_ignore_at_inference = ["classifier_logits", "lda_logits", "features"]
 
     def __init__(  # noqa: PLR0913, PLR0917
         self,
@@ -64,8 +64,8 @@ class WakeSleepConfig(PreTrainedConfig):
         pooling=None,
         feature_dim=None,
         classifier="linear",
-        recall_weight=0.5,
-        recall_shrinkage=0.3,
+        lda_weight=0.5,
+        lda_shrinkage=0.3,
         image_size=224,
         image_mean=(0.5, 0.5, 0.5),
         image_std=(0.5, 0.5, 0.5),
@@ -84,8 +84,8 @@ class WakeSleepConfig(PreTrainedConfig):
         self.pooling = pooling
         self.feature_dim = feature_dim
         self.classifier = classifier
-        self.recall_weight = recall_weight
-        self.recall_shrinkage = recall_shrinkage
+        self.lda_weight = lda_weight
+        self.lda_shrinkage = lda_shrinkage
         self.image_size = image_size
         self.image_mean = image_mean
         self.image_std = image_std
@@ -110,10 +110,10 @@ class WakeSleepConfig(PreTrainedConfig):
             raise ValueError(f"`feature_dim` must be 1 to {MAX_WIDTH:,} or None, got {self.feature_dim!r}.")
         if self.classifier not in CLASSIFIERS:
             raise ValueError(f"`classifier` must be one of {CLASSIFIERS}, got {self.classifier!r}.")
-        if not (_is_number(self.recall_weight) and 0 <= self.recall_weight <= 1):
-            raise ValueError(f"`recall_weight` must lie in [0, 1], got {self.recall_weight!r}.")
-        if not (_is_number(self.recall_shrinkage) and 0 < self.recall_shrinkage <= 1):
-            raise ValueError(f"`recall_shrinkage` must lie in (0, 1], got {self.recall_shrinkage!r}.")
+        if not (_is_number(self.lda_weight) and 0 <= self.lda_weight <= 1):
+            raise ValueError(f"`lda_weight` must lie in [0, 1], got {self.lda_weight!r}.")
+        if not (_is_number(self.lda_shrinkage) and 0 < self.lda_shrinkage <= 1):
+            raise ValueError(f"`lda_shrinkage` must lie in (0, 1], got {self.lda_shrinkage!r}.")
         if not (_is_whole(self.image_size) and 1 <= self.image_size <= MAX_SIDE):
             raise ValueError(f"`image_size` must be 1 to {MAX_SIDE} pixels, got {self.image_size!r}.")
         if not (_is_triple(self.image_mean) and _is_triple(self.image_std) and min(self.image_std) > 0):

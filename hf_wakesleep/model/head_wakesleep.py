@@ -1,4 +1,4 @@
-"""SemiParametricHead: a growing classifier mixed with a closed-form recall."""
+"""SemiParametricHead: a growing classifier mixed with a closed-form LDA."""
 
 import torch
 from torch import nn
@@ -33,7 +33,7 @@ class CosineClassifier(nn.Module):
         return self.scale * F.linear(F.normalize(features, dim=-1), F.normalize(self.weight, dim=-1))  # (B, C)
 
 
-class Recall(nn.Module):
+class LinearDiscriminant(nn.Module):
     """Shrunk linear discriminant that follows in closed form from sufficient statistics of the features.
 
     Statistics (float32 buffers): `counts` (C,) int64, `means` (C, D), and `scatter` (D (D + 1) / 2,), the lower
@@ -169,12 +169,14 @@ class Recall(nn.Module):
         return self
 
 
-def _refresh_after_load(recall: Recall, _) -> None:
-    recall.refresh()
+def _refresh_after_load(lda: LinearDiscriminant, _) -> None:
+    lda.refresh()
 
 
 class SemiParametricHead(nn.Module):
-    """Parametric half: a linear or cosine classifier. Non-parametric half: [`Recall`]. Both grow with new classes.
+    """Parametric half: a linear or cosine classifier. Non-parametric half: [`LinearDiscriminant`].
+
+    Both grow with new classes.
 
     Args:
         config (`WakeSleepConfig`): Gives the classes and the kind of classifier.
@@ -186,7 +188,7 @@ class SemiParametricHead(nn.Module):
         self.config = config
         self.feature_dim = feature_dim
         self.classifier = self._new_classifier(len(config.id2label))
-        self.recall = Recall(feature_dim, len(config.id2label), config.recall_shrinkage)
+        self.lda = LinearDiscriminant(feature_dim, len(config.id2label), config.lda_shrinkage)
 
     def _new_classifier(self, num_classes: int) -> nn.Module:
         build = CosineClassifier if self.config.classifier == "cosine" else LinearClassifier
@@ -213,57 +215,57 @@ class SemiParametricHead(nn.Module):
             else:
                 grown.scale.copy_(old["scale"])
         self.classifier = grown
-        self.recall.grow(num_new)
+        self.lda.grow(num_new)
 
     @torch.no_grad()
-    def start_from_recall(self, first: int, label_smoothing: float = 0.0) -> None:
-        """Set the output units from `first` on to what recall answers, so that they are right before any training.
+    def start_from_lda(self, first: int, label_smoothing: float = 0.0) -> None:
+        """Set the output units from `first` on to what LDA answers, so that they are right before any training.
 
         A cosine classifier takes the class means as directions (imprinting, Qi et al. 2018, arXiv 1712.07136). A
-        linear one takes weights and bias of recall, which softmax sees only up to what all classes share: both halves
-        are centred over the older classes, and recall is scaled to fit the older units best at their class means.
-        Without older classes it is scaled, down only, to the least cross-entropy at the class means: recall is so sure
+        linear one takes weights and bias of LDA, which softmax sees only up to what all classes share: both halves
+        are centred over the older classes, and LDA is scaled to fit the older units best at their class means.
+        Without older classes it is scaled, down only, to the least cross-entropy at the class means: LDA is so sure
         of itself that smoothed labels would tear the features apart.
 
         Args:
             first (`int`): Index of the first new class; units of classes without statistics stay as they are.
             label_smoothing (`float`, defaults to 0.0): Label smoothing of the training to come.
         """
-        known = self.recall.counts > 0  # (C,)
+        known = self.lda.counts > 0  # (C,)
         new = known[first:].nonzero()[:, 0] + first
-        classifier, means = self.classifier, self.recall.means
+        classifier, means = self.classifier, self.lda.means
         if not isinstance(classifier, LinearClassifier):
             classifier.weight[new] = F.normalize(means[new], dim=-1).to(classifier.weight)
             return
-        weights, biases = self.recall.solve()
-        recalled = torch.cat([weights, biases[:, None]], dim=1)  # (C, D + 1)
-        own = torch.cat([classifier.weight, classifier.bias[:, None]], dim=1).to(recalled)  # (C, D + 1)
+        weights, biases = self.lda.solve()
+        discriminant = torch.cat([weights, biases[:, None]], dim=1)  # (C, D + 1)
+        own = torch.cat([classifier.weight, classifier.bias[:, None]], dim=1).to(discriminant)  # (C, D + 1)
         points = F.pad(means, (0, 1), value=1.0)  # (C, D + 1)
         old = known[:first].nonzero()[:, 0]
         if len(old):
-            centre, offset = recalled[old].mean(dim=0), own[old].mean(dim=0)
-            theirs = (recalled[old] - centre) @ points[old].T  # (K, K)
+            centre, offset = discriminant[old].mean(dim=0), own[old].mean(dim=0)
+            theirs = (discriminant[old] - centre) @ points[old].T  # (K, K)
             scale = ((own[old] - offset) @ points[old].T * theirs).sum() / theirs.square().sum().clamp(min=1e-12)
         else:
-            centre, offset = recalled[new].mean(dim=0), recalled.new_zeros(recalled.shape[1])
-            logits = points[new] @ (recalled[new] - centre).T  # (K, K)
+            centre, offset = discriminant[new].mean(dim=0), discriminant.new_zeros(discriminant.shape[1])
+            logits = points[new] @ (discriminant[new] - centre).T  # (K, K)
             scale = _best_scale(logits, label_smoothing)
-        units = (scale * (recalled[new] - centre) + offset).to(classifier.weight)
+        units = (scale * (discriminant[new] - centre) + offset).to(classifier.weight)
         classifier.weight[new], classifier.bias[new] = units[:, :-1], units[:, -1]
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return mixed logits (log-probabilities), classifier logits and recall logits, each of shape (B, C)."""
+        """Return mixed logits (log-probabilities), classifier logits and LDA logits, each of shape (B, C)."""
         classifier_logits = self.classifier(features)  # (B, C)
-        recall_logits = self.recall(features)  # (B, C)
-        return self.mix(classifier_logits, recall_logits), classifier_logits, recall_logits
+        lda_logits = self.lda(features)  # (B, C)
+        return self.mix(classifier_logits, lda_logits), classifier_logits, lda_logits
 
-    def mix(self, classifier_logits: torch.Tensor, recall_logits: torch.Tensor) -> torch.Tensor:
-        """Return log((1 - w) softmax(classifier) + w softmax(recall)), shape (B, C), float32, w = `recall_weight`."""
-        weight = torch.tensor([1 - self.config.recall_weight, self.config.recall_weight]).log()
+    def mix(self, classifier_logits: torch.Tensor, lda_logits: torch.Tensor) -> torch.Tensor:
+        """Return log((1 - w) softmax(classifier) + w softmax(LDA)), shape (B, C), float32, w = `lda_weight`."""
+        weight = torch.tensor([1 - self.config.lda_weight, self.config.lda_weight]).log()
         weight = weight.to(classifier_logits.device)
         classifier = classifier_logits.float().log_softmax(dim=-1) + weight[0]
-        recall = recall_logits.log_softmax(dim=-1) + weight[1]
-        return torch.logaddexp(classifier, recall)  # (B, C)
+        lda = lda_logits.log_softmax(dim=-1) + weight[1]
+        return torch.logaddexp(classifier, lda)  # (B, C)
 
 
 def _best_scale(logits: torch.Tensor, label_smoothing: float) -> float:

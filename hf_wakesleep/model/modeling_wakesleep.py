@@ -25,7 +25,7 @@ from .backbone_wakesleep import (
 )
 from .configuration_wakesleep import WakeSleepConfig
 from .digests_wakesleep import WEIGHT_FILES, check_digests, write_digests
-from .head_wakesleep import INITIAL_SCALE, CosineClassifier, LinearClassifier, Recall, SemiParametricHead
+from .head_wakesleep import INITIAL_SCALE, CosineClassifier, LinearClassifier, LinearDiscriminant, SemiParametricHead
 from .pretrained_wakesleep import PretrainedBackbone
 
 DOWNLOAD = ("revision", "token", "cache_dir", "subfolder", "local_files_only")  # which file is meant
@@ -39,16 +39,16 @@ class WakeSleepOutput(ModelOutput):
 
     Args:
         loss (`torch.Tensor` of shape `()`, *optional*): Cross-entropy of the classifier, given `labels`.
-        logits (`torch.Tensor` of shape `(B, C)`): Log-probabilities of the mix of classifier and recall.
+        logits (`torch.Tensor` of shape `(B, C)`): Log-probabilities of the mix of classifier and LDA.
         classifier_logits (`torch.Tensor` of shape `(B, C)`): Logits of the parametric half.
-        recall_logits (`torch.Tensor` of shape `(B, C)`): Logits of the non-parametric half.
+        lda_logits (`torch.Tensor` of shape `(B, C)`): Logits of the non-parametric half.
         features (`torch.Tensor` of shape `(B, D)`): Pooled features of the backbone.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     classifier_logits: torch.Tensor | None = None
-    recall_logits: torch.Tensor | None = None
+    lda_logits: torch.Tensor | None = None
     features: torch.Tensor | None = None
 
 
@@ -66,7 +66,7 @@ class WakeSleepPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, Recall):
+        if isinstance(module, LinearDiscriminant):
             for buffer in module.buffers():
                 init.zeros_(buffer)
         elif isinstance(module, LinearClassifier):
@@ -151,7 +151,7 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
                 f"Expected weights of the model that config.json in {pretrained_model_name_or_path} describes, got "
                 f"{ {kind: names[:3] for kind, names in misfits.items()} }. Is the download complete?"
             )
-        model.head.recall.refresh()
+        model.head.lda.refresh()
         model.stage_revision = _commit_of(pretrained_model_name_or_path, download)
         return (model, info) if wants_info else model
 
@@ -325,13 +325,13 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
             [`WakeSleepOutput`] or `tuple`.
         """
         features = self.extract_features(pixel_values)
-        logits, classifier_logits, recall_logits = self.head(features)
+        logits, classifier_logits, lda_logits = self.head(features)
         loss = None if labels is None else F.cross_entropy(classifier_logits.float(), labels)
         output = WakeSleepOutput(
             loss=loss,
             logits=logits,
             classifier_logits=classifier_logits,
-            recall_logits=recall_logits,
+            lda_logits=lda_logits,
             features=features,
         )
         return output if return_dict in (None, True) else output.to_tuple()

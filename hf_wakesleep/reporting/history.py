@@ -27,13 +27,13 @@ class TaskRecord:
         num_train_images (`int`): Training images.
         num_eval_images (`int`): Evaluation images.
         accuracy (`list[float]`): Row of the accuracy matrix: accuracy on every task so far, NaN where unknown.
-        recall_accuracy (`list[float]`): The same of recall alone, once the task was in memory and before any training
+        lda_accuracy (`list[float]`): The same of LDA alone, once the task was in memory and before any training
             on it; empty if not measured.
         before_accuracy (`float`): a[i-1][i] of forward transfer, NaN if not measured.
         untrained_accuracy (`float`): b[i] of forward transfer, NaN if not measured.
         memory_bytes (`dict[str, int]`): Bytes of each of `MEMORY_PARTS`, and their `total`.
         num_codes (`int`): Codes in memory.
-        recall_weight (`float`): Weight of recall in predictions.
+        lda_weight (`float`): Weight of LDA in predictions.
         wake_steps (`int`): Optimizer steps awake.
         wake_seconds (`float`): Seconds awake, those before a stop included.
         wake_images (`int`): Training images seen awake, repetitions included.
@@ -53,12 +53,12 @@ class TaskRecord:
     num_train_images: int
     num_eval_images: int
     accuracy: list[float] = field(default_factory=list)
-    recall_accuracy: list[float] = field(default_factory=list)
+    lda_accuracy: list[float] = field(default_factory=list)
     before_accuracy: float = math.nan
     untrained_accuracy: float = math.nan
     memory_bytes: dict[str, int] = field(default_factory=dict)
     num_codes: int = 0
-    recall_weight: float = 0.0
+    lda_weight: float = 0.0
     wake_steps: int = 0
     wake_seconds: float = 0.0
     wake_images: int = 0
@@ -71,11 +71,11 @@ class TaskRecord:
 
     def scores(self) -> dict:
         """Return what was measured before any training on the task, as JSON-able values."""
-        return _nan_to_none({"before": self.before_accuracy, "recall": self.recall_accuracy})
+        return _nan_to_none({"before": self.before_accuracy, "lda": self.lda_accuracy})
 
     def set_scores(self, scores: dict) -> None:
         """Take what `scores` returned."""
-        self.before_accuracy, self.recall_accuracy = _none_to_nan([scores["before"], scores["recall"]])
+        self.before_accuracy, self.lda_accuracy = _none_to_nan([scores["before"], scores["lda"]])
 
     def check(self, position: int) -> None:
         """Refuse values that no run writes.
@@ -94,16 +94,16 @@ class TaskRecord:
             "accuracy": isinstance(self.accuracy, list)
             and len(self.accuracy) == position
             and all(map(_is_share, self.accuracy)),
-            "recall_accuracy": isinstance(self.recall_accuracy, list)
-            and len(self.recall_accuracy) in (0, position)
-            and all(map(_is_share, self.recall_accuracy)),
+            "lda_accuracy": isinstance(self.lda_accuracy, list)
+            and len(self.lda_accuracy) in (0, position)
+            and all(map(_is_share, self.lda_accuracy)),
             "evaluated_images": isinstance(self.evaluated_images, list)
             and len(self.evaluated_images) in (0, position)
             and all(map(_is_count, self.evaluated_images)),
             "num_unevaluated": type(self.num_unevaluated) is int and self.num_unevaluated >= -1,
             "before_accuracy": _is_share(self.before_accuracy),
             "untrained_accuracy": _is_share(self.untrained_accuracy),
-            "recall_weight": _is_share(self.recall_weight),
+            "lda_weight": _is_share(self.lda_weight),
             "memory_bytes": set(self.memory_bytes) == {*MEMORY_PARTS, "total"},
             **{name: _is_count(value) for name, value in counts.items()},
             **{name: _is_seconds(getattr(self, name)) for name in ("wake_seconds", "sleep_seconds")},
@@ -275,11 +275,11 @@ class History:
             cells += " " * width * (len(names) - count)
             means = "".join(f"{_percent(summary[name]):>{width}}" for name in ("average_accuracy", "pooled_accuracy"))
             lines.append(f"{record.name:<{width}}" + cells + means)
-        if any(record.recall_accuracy for record in self.records):
-            lines += ["", "accuracy (%) of recall alone, with each task in memory and before any training on it"]
+        if any(record.lda_accuracy for record in self.records):
+            lines += ["", "accuracy (%) of LDA alone, with each task in memory and before any training on it"]
             for record in self.records:
                 lines.append(
-                    f"{record.name:<{width}}" + "".join(f"{_percent(v):>{width}}" for v in record.recall_accuracy)
+                    f"{record.name:<{width}}" + "".join(f"{_percent(v):>{width}}" for v in record.lda_accuracy)
                 )
         lines.append("")
         summary = self.summary()

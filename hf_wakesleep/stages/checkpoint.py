@@ -1,6 +1,6 @@
 """Checkpoint: a folder from which a run goes on inside a task.
 
-    <output_dir>/checkpoints/task-03/written          what came of writing the task: memory, recall, landmarks
+    <output_dir>/checkpoints/task-03/written          what came of writing the task: memory, LDA, landmarks
                                      checkpoint-10    awake, after step 10: what `Trainer` saves, and factors of LoRA
                                      checkpoint-64    asleep, after step 50 of the sleep that followed 14 steps awake
 

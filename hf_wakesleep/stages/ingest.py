@@ -16,7 +16,7 @@ from .stopwatch import Stopwatch
 logger = logging.get_logger(__name__)
 
 WRITTEN_FOLDER = "written"
-RECALL_NAME, LANDMARKS_NAME, SCORES_NAME = "recall.safetensors", "landmarks.safetensors", "scores.json"
+LDA_NAME, LANDMARKS_NAME, SCORES_NAME = "lda.safetensors", "landmarks.safetensors", "scores.json"
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Written:
 
     Args:
         memory ([`SemiParametricMemory`], *optional*): The memory.
-        statistics (`dict[str, torch.Tensor]`): State of recall.
+        statistics (`dict[str, torch.Tensor]`): State of LDA.
         landmarks (`torch.Tensor` of shape `(M, D)`, *optional*): Features of the landmarks when these were right.
         scores (`dict`): What was measured before and after it, JSON-able.
     """
@@ -43,7 +43,7 @@ class Written:
             if self.landmarks is not None:
                 save_file({"features": self.landmarks.contiguous()}, temporary / LANDMARKS_NAME)
             statistics = {name: value.contiguous() for name, value in self.statistics.items()}
-            save_file(statistics, temporary / RECALL_NAME)
+            save_file(statistics, temporary / LDA_NAME)
             (temporary / SCORES_NAME).write_text(json.dumps(self.scores))
             stopwatch.save(temporary)
 
@@ -57,7 +57,7 @@ class Written:
         has_landmarks = (folder / LANDMARKS_NAME).is_file()
         landmarks = load_file(folder / LANDMARKS_NAME)["features"] if has_landmarks else None
         scores = json.loads((folder / SCORES_NAME).read_text())
-        return cls(load_memory(folder), load_file(folder / RECALL_NAME), landmarks, scores)
+        return cls(load_memory(folder), load_file(folder / LDA_NAME), landmarks, scores)
 
 
 def drop_written(folder: Path) -> None:

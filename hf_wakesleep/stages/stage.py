@@ -153,8 +153,8 @@ def _check_fit(
         "codec and budget": (history.protocol.get("memory") == memory.protocol, history.protocol.get("memory")),
         "tasks before": (int(memory.tasks.max(initial=-1)) < len(history), len(history)),
         "bytes of statistics": (
-            memory.statistics_bytes == model.head.recall.num_bytes,
-            model.head.recall.num_bytes,
+            memory.statistics_bytes == model.head.lda.num_bytes,
+            model.head.lda.num_bytes,
         ),
         "pixels a side": (not len(memory) or memory.read([0])[0].shape[-2:] == (side, side), side),
     }

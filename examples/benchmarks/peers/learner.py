@@ -75,7 +75,7 @@ class Learner(ABC):
     """One method of class-incremental learning.
 
     Args:
-        model ([`WakeSleepForImageClassification`]): Backbone and linear classifier; its recall is not used.
+        model ([`WakeSleepForImageClassification`]): Backbone and linear classifier; its LDA is not used.
         recipe ([`Recipe`]): How to train.
         shows_progress (`bool`, defaults to `False`): Whether to show progress bars.
 

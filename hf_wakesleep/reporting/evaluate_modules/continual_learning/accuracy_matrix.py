@@ -86,7 +86,7 @@ def backward_transfer(matrix: Matrix) -> float:
 def forward_transfer(before: Sequence[float], untrained: Sequence[float]) -> float:
     """Mean over i > 0 of a[i-1][i] - b[i] (Lopez-Paz & Ranzato 2017); 0 if T = 1.
 
-    A growing head has no output for a class before it was taught, so both scores are those of recall, fitted to the
+    A growing head has no output for a class before it was taught, so both scores are those of LDA, fitted to the
     training images of task i alone and restricted to its classes.
 
     Args:
