@@ -72,7 +72,6 @@ class ClassifierTrainer(Trainer):
                 f"`processing_class` must give square images of {model.config.image_size} pixels, the `image_size` of "
                 f"the model, got {size[0]} x {size[1]}. Change its `size` and `crop_size`."
             )
-        self.task_number = 0
         self._publisher: Publisher | None = None
         self._is_saving = self._is_folder_held = False
         if args.should_save:
@@ -264,6 +263,11 @@ class ClassifierTrainer(Trainer):
             super()._save(output_dir, state_dict)
         if self.args.should_save:  # a pickle, which can hold a token
             Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    @property
+    def task_number(self) -> int:
+        """Number of the task at hand, from 0."""
+        return 0
 
     @property
     def checkpoints_folder(self) -> Path:

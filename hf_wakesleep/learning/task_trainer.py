@@ -13,7 +13,7 @@ from transformers import TrainerState, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import TrainOutput
 
-from ..data.augmentation import augment, seeded_generator
+from ..data.augmentation import seeded_generator
 from ..data.evaluation import EvalSets
 from ..data.images import TaskImages
 from ..data.splits import shorten
@@ -22,11 +22,10 @@ from ..memory.memory import MemoryBytes, SemiParametricMemory
 from ..memory.synapses import FrozenEntries, count_entries, make_room
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from ..reporting.history import History, TaskRecord
-from ..stages.checkpoint import drop_checkpoints, is_due, load_sleep, was_wake_stopped
+from ..stages.checkpoint import drop_checkpoints, is_due
 from ..stages.ingest import Written
 from ..stages.known_images import count_evaluated
 from ..stages.stage import Stage, copy_plots, stage_name
-from ..stages.stopwatch import Stopwatch
 from .arguments import ContinualTrainingArguments
 from .callbacks import GuardCallback, SleepCallback
 from .classifier_trainer import ClassifierTrainer
@@ -39,7 +38,8 @@ from .processes import check_equal, checksums, share_buffers, share_tensor
 from .replay import Replay
 from .shards import unwrap
 from .signals import StopSignals
-from .sleep import SleepReport, consolidate
+from .sleep import consolidate
+from .task_run import TaskRun
 from .wake import WakePass, WakeReplay
 
 
@@ -77,17 +77,7 @@ class TaskTrainer(ClassifierTrainer):
                 "Leave out one or the other."
             )
         self._signals = StopSignals()
-        self._sleep_report: SleepReport | None = None
-        self._sleep_state: dict | None = None
-        self._is_wake_over = False
-        self._before: torch.Tensor | None = None
-        self._wake_replay: WakeReplay | None = None
-        self._micro_step = (-1, 0)
-        self._stopwatch = Stopwatch()
-        self._steps_before = self._sleep_step = 0  # of finished tasks, awake and asleep; of the sleep at hand
-        self._earlier_logs: list[dict] = []
-        self._is_inside_task = False
-        self._frozen = FrozenEntries(model, None)
+        self.run: TaskRun | None = None
         super().__init__(model, args, **kwargs)
         self.lora_config = default_lora_config(args.lora_rank) if lora_config is None else lora_config
         if "lora" in args.plasticities:
@@ -98,7 +88,6 @@ class TaskTrainer(ClassifierTrainer):
             )
         if args.dataloader_drop_last:
             self._check_batches()
-        self.task_number = len(self.history)
         self.guard = StepGuard(args, self.accelerator, self._signals)
         self.add_callback(GuardCallback(self))
         self.callback_handler.callbacks.insert(0, SleepCallback(self))
@@ -118,69 +107,48 @@ class TaskTrainer(ClassifierTrainer):
                 )
 
     def _learn(self, number: int, checkpoint: str | None, **kwargs) -> TrainOutput:
-        task = self.tasks[number]
-        self._begin(number)
-        record = TaskRecord(
-            name=task.name if task.name not in self._names else stage_name(number),
-            fingerprint=task.fingerprint(),
-            classes=list(task.classes),
-            new_classes=[name for name in task.classes if name not in self.history.classes],
-            num_train_images=len(task.train_dataset),
-            num_eval_images=len(task.eval_dataset),
-            untrained_accuracy=self.history.untrained.get(stage_name(number), math.nan),
-        )
-        self._stopwatch = Stopwatch()
-        self._write(number, record)
-        replays = self.args.replays_awake(number)
-        self._wake_replay = WakeReplay(self.memory, self.reader, number, self.args.seed) if replays else None
+        run = self._begin(number)
+        self._write(run)
+        if self.args.replays_awake(number):
+            run.wake_replay = WakeReplay(self.memory, self.reader, number, self.args.seed)
         if self.args.head_init == "lda":
-            first = len(self.model.config.classes) - len(record.new_classes)
+            first = len(self.model.config.classes) - len(run.record.new_classes)
             self.model.head.start_from_lda(first, self.args.label_smoothing_factor)
         self.guard.exit_if_asked()
         set_seed(self.args.seed + number)
-        self._frozen = FrozenEntries(self.model, None if self.memory is None else self.memory.synapses)
-        self._sleep_state = load_sleep(checkpoint)
-        self._is_wake_over = self._sleep_state is not None or was_wake_stopped(checkpoint)
-        self._earlier_logs = self.state.log_history if checkpoint is None else []  # a checkpoint holds them
-        if checkpoint is not None:
-            self._stopwatch.load(checkpoint)
+        run.frozen = FrozenEntries(self.model, None if self.memory is None else self.memory.synapses)
+        run.go_on_from(checkpoint, self.state.log_history)
         plasticity = self.args.wake_plasticity_of(number)
         set_plasticity(self.model, plasticity)
-        if plasticity == "lora" and self._sleep_state is None:  # else merged before the checkpoint
+        if plasticity == "lora" and run.sleep_state is None:  # else merged before the checkpoint
             inject(self.model, self.lora_config, self.accelerator, self.args.seed, number, WAKE)
         output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
-        self._unwrap()
-        if self._sleep_report is None:
-            self._settle_lda()
-        report = self._sleep_report
-        record.sleep = report.to_dict() if report else {}
-        record.wake_steps = self.state.global_step
-        seconds = self._stopwatch.read()
-        record.wake_seconds = seconds["awake"]
-        record.sleep_seconds = seconds["napping"] + (report.seconds if report else 0.0)
-        record.sleep_images = self._num_replayed()
-        replays = replays and not self._wake_replay.is_empty
-        record.wake_images = round(self.state.epoch * len(task.train_dataset)) * (1 + replays)
-        self._finish(record)
+        self._unwrap(run.frozen)
+        if run.report is None:
+            self._settle_lda(run)
+        every = self.args.sleep_every_n_steps
+        naps = min(self.state.global_step, self.state.max_steps - 1) // every if every else 0
+        self._finish(run.close(self.state.global_step, self.state.epoch, naps, self.args))
         return output
 
-    def _write(self, number: int, record: TaskRecord) -> None:
+    def _write(self, run: TaskRun) -> None:
         """Write a task into memory and LDA and measure before and after it, or load what came of it."""
         lda, folder = self.model.head.lda, self.checkpoints_folder
-        written = Written.load(folder, self._stopwatch)
+        written = Written.load(folder, run.stopwatch)
         if written is not None:
-            self.memory, self._before = written.memory, written.landmarks
+            self.memory, run.features_before = written.memory, written.landmarks
             lda.load_state_dict(written.statistics)
-            record.set_scores(written.scores)
+            run.record.set_scores(written.scores)
             return
-        if self.args.forward_transfer and number > 0:
-            record.before_accuracy = self._probe(self.tasks[number])
-        self._wake_pass().write(self.train_dataset, self.memory, number)
+        if self.args.forward_transfer and run.number > 0:
+            run.record.before_accuracy = self._probe(self.tasks[run.number])
+        self._wake_pass().write(self.train_dataset, self.memory, run.number)
         if self.args.evaluate_lda:
-            record.lda_accuracy = self._evaluate_lda()
-        self._before = self._take_landmarks()
+            run.record.lda_accuracy = self._evaluate_lda()
+        run.features_before = self._take_landmarks()
         if self.args.save_strategy != "no" and self.args.should_save:
-            Written(self.memory, lda.state_dict(), self._before, record.scores()).save(folder, self._stopwatch)
+            scores = run.record.scores()
+            Written(self.memory, lda.state_dict(), run.features_before, scores).save(folder, run.stopwatch)
         self.accelerator.wait_for_everyone()
 
     def _take_landmarks(self) -> torch.Tensor | None:
@@ -196,18 +164,15 @@ class TaskTrainer(ClassifierTrainer):
         self.log({f"lda_{name}_accuracy": score for name, score in scores.items()})
         return [scores.get(stage_name(number), math.nan) for number in range(self.task_number + 1)]
 
-    def _begin(self, number: int) -> None:
-        """Give the Trainer a fresh start on the grown model and the images of a task."""
+    def _begin(self, number: int) -> TaskRun:
+        """Give the Trainer a fresh start on the grown model and the images of a task, and return its run."""
+        task = self.tasks[number]
         self.optimizer = self.lr_scheduler = None
         self.accelerator.free_memory()
         self._unwrap()
-        self.task_number, self._sleep_report, self._micro_step = number, None, (-1, 0)
-        self._steps_before, self._sleep_step = self.history.num_steps, 0
+        self.run = TaskRun.of(number, task, self.history, FrozenEntries(self.model, None))
         self.state.global_step = 0
-        self._sleep_state = None
-        self._is_inside_task = True
         set_seed(self.args.seed + number)
-        task = self.tasks[number]
         new = [name for name in task.classes if name not in self.model.config.label2id]
         self.model.grow(new, seeded_generator(self.args.seed, number))
         if self.memory is not None:
@@ -217,40 +182,43 @@ class TaskTrainer(ClassifierTrainer):
                 self.memory.set_synapses(room)
         self.train_dataset = self._images_of(task, self.model.config.label2id)[0]
         self.eval_dataset = self._eval_images(number + 1)
+        return self.run
 
-    def _unwrap(self) -> None:
-        """Hold a whole, bare, plain model, as outside of the steps of wake and sleep."""
+    def _unwrap(self, frozen: FrozenEntries | None = None) -> None:
+        """Hold a whole, bare, plain model, as outside of the steps of wake and sleep; what is frozen is as it was."""
         self.model = unwrap(self.accelerator, self.model_wrapped)
         merge(self.model)
-        self._frozen.restore(self.model)
+        if frozen is not None:
+            frozen.restore(self.model)
         share_buffers(self.accelerator, self.model)
         self.model_wrapped = self.callback_handler.model = self.model
 
     def sleep(self) -> None:
         """Consolidate memory into the network, if there is a memory and `sleep_steps` says so."""
-        self._stopwatch.enter("asleep")
-        self._unwrap()
+        run = self.run
+        run.stopwatch.enter("asleep")
+        self._unwrap(run.frozen)
         set_seed(self.args.seed + self.task_number)  # what is random asleep does not depend on how wake was resumed
         if self.memory is not None and self.args.sleep_steps:
-            self._sleep_report = consolidate(
+            run.report = consolidate(
                 self.model,
                 self.memory,
                 self.reader,
                 self.args,
-                before=self._before,
-                place=(self.task_number,),
+                before=run.features_before,
+                place=(run.number,),
                 accelerator=self.accelerator,
                 guard=self.guard,
                 lora_config=self.lora_config,
-                state=self._sleep_state,
+                state=run.sleep_state,
                 on_step_end=self._end_sleep_step,
             )
-            self.log({f"sleep_{name}": value for name, value in self._sleep_report.scalars().items()})
-        self._stopwatch.enter("awake")
+            self.log({f"sleep_{name}": value for name, value in run.report.scalars().items()})
+        self.run.stopwatch.enter("awake")
 
     def nap(self) -> None:
         """Take `nap_steps` steps of sleep inside wake, whose optimizer goes on as if nothing had happened."""
-        self._stopwatch.enter("napping")
+        self.run.stopwatch.enter("napping")
         sleeper = type(self.model)(copy.deepcopy(self.model.config)).to(self.accelerator.device)
         sleeper.load_state_dict(self.model.state_dict())
         args = copy.copy(self.args)
@@ -266,26 +234,19 @@ class TaskTrainer(ClassifierTrainer):
             lora_config=self.lora_config,
         )
         self.model.load_state_dict(sleeper.state_dict())
-        self._stopwatch.enter("awake")
+        self.run.stopwatch.enter("awake")
         self.log({"nap_loss": report.loss})
 
     @contextmanager
     def _whole_checkpoint(self, step: int) -> Iterator[Path]:
         with super()._whole_checkpoint(step) as folder:
             if self.args.should_save:
-                self._stopwatch.save(folder)
+                self.run.stopwatch.save(folder)
             yield folder
-
-    def _num_replayed(self) -> int:
-        """Return how many memories the naps and the sleep of the task at hand have replayed."""
-        every = self.args.sleep_every_n_steps
-        naps = min(self.state.global_step, self.state.max_steps - 1) // every if every else 0
-        asleep = self._sleep_report.images if self._sleep_report else 0
-        return asleep + naps * self.args.nap_steps * self.args.sleep_batch_size
 
     def _end_sleep_step(self, replay: Replay) -> None:
         """Log and save a checkpoint when it is time, and stop with one if a signal has asked to."""
-        args, self._sleep_step = self.args, replay.step
+        args, self.run.sleep_step = self.args, replay.step
         is_first = args.logging_first_step and replay.step == 1
         if is_first or is_due(args.logging_strategy, args.logging_steps, replay.step, args.sleep_steps):
             self.log(replay.take_logs())
@@ -293,11 +254,11 @@ class TaskTrainer(ClassifierTrainer):
             self.save_sleep_checkpoint(replay)
         self.guard.exit()
 
-    def _settle_lda(self) -> None:
+    def _settle_lda(self, run: TaskRun) -> None:
         """Settle how far LDA can be trusted after a task without sleep."""
-        is_moved = self.args.trains_backbone(self.task_number)
+        is_moved = self.args.trains_backbone(run.number)
         if self.memory is not None and is_moved:
-            update_lda(self.model, self.memory, self.reader, self.args, self.task_number, self._before)
+            update_lda(self.model, self.memory, self.reader, self.args, run.number, run.features_before)
             share_buffers(self.accelerator, self.model)
         elif self.args.lda_weight is not None:
             self.model.config.lda_weight = self.args.lda_weight
@@ -333,7 +294,7 @@ class TaskTrainer(ClassifierTrainer):
                 self._publisher.publish()
             drop_checkpoints(output_dir, self.task_number)
         self.accelerator.wait_for_everyone()
-        self._is_inside_task = False
+        self.run = None
 
     def _save_history(self) -> None:
         if self.args.should_save:
@@ -342,13 +303,14 @@ class TaskTrainer(ClassifierTrainer):
             copy_plots(Path(self.args.output_dir) / stage_name(len(self.history) - 1), self.args.output_dir)
 
     @property
+    def task_number(self) -> int:
+        """Number of the task at hand, from 0; between tasks that of the next."""
+        return len(self.history) if self.run is None else self.run.number
+
+    @property
     def task_name(self) -> str:
         """Name of the task at hand, as its stage is called."""
         return stage_name(self.task_number)
-
-    @property
-    def _names(self) -> list[str]:
-        return [record.name for record in self.history.records]
 
     def _wake_pass(self) -> WakePass:
         return WakePass(self.model, self.reader, self.args, self.accelerator)
@@ -386,43 +348,33 @@ class TaskTrainer(ClassifierTrainer):
         """Let a new optimizer keep what is frozen as it is."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if is_new:
-            self._frozen.attach(optimizer)
+        if is_new and self.run is not None:
+            self.run.frozen.attach(optimizer)
         return optimizer
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """Augment the batch, and add memories to it if wake replays them, before the usual step."""
-        step, repetition = self.state.global_step, 0
-        if self._micro_step[0] == step:
-            repetition = self._micro_step[1] + 1
-        self._micro_step = (step, repetition)
-        place = (self.args.seed, self.task_number, step, repetition, self.args.process_index)
-        if self._wake_replay is not None:
-            number = step * self.args.gradient_accumulation_steps + repetition
-            batch = number * self.args.world_size + self.args.process_index
-            inputs = self._wake_replay.join(inputs, batch * self.args.train_batch_size)
-        pixel_values = augment(
-            inputs["pixel_values"], self.args.augmentation, self.args.crop_scale, seeded_generator(*place)
-        )
-        loss = super().training_step(model, {**inputs, "pixel_values": pixel_values}, num_items_in_batch)
-        self._frozen.mask_gradients()
+        inputs = self.run.batch_of_wake(inputs, self.state.global_step, self.args)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.run.frozen.mask_gradients()
         self.guard.watch(loss)
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with the number of the task, from 1, at a step that counts those of all tasks, awake and asleep."""
-        step = self.state.global_step
-        self.state.global_step = self._steps_before + step + self._sleep_step
+        step, run = self.state.global_step, self.run
+        is_between = run is None
+        self.state.global_step = self.history.num_steps if is_between else run.steps_before + step + run.sleep_step
         try:
-            super().log({**logs, "task": self.task_number + 1}, start_time)
+            super().log({**logs, "task": len(self.history) if is_between else run.number + 1}, start_time)
         finally:
             self.state.global_step = step
 
     def prepend_logs(self, state: TrainerState) -> None:
         """Put what was logged before the task at hand in front of what its own state, which is new, will hold."""
-        state.log_history[:0] = self._earlier_logs
+        state.log_history[:0] = self.run.earlier_logs
 
     def _run_epoch(self, *args, **kwargs) -> None:
         """Do nothing when a run goes on after its wake, wherever that has ended."""
-        if not self._is_wake_over:
+        if not self.run.is_wake_over:
             super()._run_epoch(*args, **kwargs)

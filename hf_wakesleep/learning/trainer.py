@@ -104,7 +104,7 @@ class ContinualTrainer(TaskTrainer):
             MemoryError: If the device has not enough memory to sleep.
             KeyboardInterrupt, SystemExit: After a signal; the exit status is that of the signal.
         """
-        if self._is_inside_task:
+        if self.run is not None:
             raise RuntimeError(
                 f"This trainer was stopped inside task {self.task_number + 1}. Build a new model and trainer, and "
                 "pass `resume_from_checkpoint=True` to go on."
@@ -222,5 +222,4 @@ class ContinualTrainer(TaskTrainer):
         self.model.config.lda_weight = stored.config.lda_weight
         self.history, self.memory = load_stage_state(folder, stored)
         self.tasks = align_tasks(self.stream, self.history)
-        self.task_number = len(self.history) - 1
         self.eval_dataset = self._eval_images(len(self.history))
