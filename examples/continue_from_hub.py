@@ -53,6 +53,11 @@ def parse_arguments() -> tuple[DataArguments, TrainingArguments, Namespace, Hist
 
 def build_stream(args: DataArguments, seed: int, history: History) -> tuple[TaskStream, Dataset | None]:
     """Return what to learn, and evaluation images of classes that the stage knows."""
+    if args.is_digits and not set(history.classes) <= set(map(str, range(10))):
+        raise ValueError(
+            f"Expected images to teach, such as `--image_folder DIR`, since the stage knows "
+            f"{history.classes[:3]}, ... and not scikit-learn's digits."
+        )
     images = load_images(args)
     (task,) = ClassIncrementalStream(images, num_tasks=1, seed=seed, **args.columns)
     sizes = sizes_of(args, len(task.classes), history)

@@ -6,6 +6,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset, Value
 from torch.utils.data import ConcatDataset, Subset
 
+from hf_wakesleep import ClassIncrementalStream
 from hf_wakesleep.data.evaluation import EvalSets, LabelReader, as_images
 
 NAMES = ["0", "1", "2", "3"]
@@ -254,3 +255,32 @@ def test_an_image_of_an_undecoded_column_is_read(whole, digits):
     undecoded = digits["test"].cast_column("image", Image(decode=False))
     assert isinstance(undecoded, Dataset)
     assert whole.evaluate(undecoded)["eval_accuracy"] == whole.evaluate(digits["test"])["eval_accuracy"]
+
+
+@pytest.mark.parametrize("names", ["123456", "0124", ["0", "1", "10"]])
+def test_numbers_are_no_names_unless_these_are_counted_from_zero(names):
+    with pytest.raises(ValueError, match="the name of its class, got the number 1"):
+        LabelReader({name: index for index, name in enumerate(names)}).read(1, "image 0")
+    assert LabelReader({"2": 0, "0": 1, "1": 2}).read(1, "image 0") == 2
+
+
+def test_columns_of_the_stream_are_taken_where_a_dataset_has_them(make_trainer, digits):
+    def renamed(data):
+        wrong = [(label + 1) % 4 for label in data["label"]]
+        data = data.rename_columns({"image": "photo", "label": "species"})
+        cells = list(data.cast_column("photo", Image(decode=False))["photo"])
+        return data.add_column("target", wrong).add_column("mask", cells, feature=Image())
+
+    data = DatasetDict({name: renamed(part) for name, part in digits.items()})
+    with pytest.raises(ValueError, match=r"one column of labels, found \['target', 'species'\]"):
+        ClassIncrementalStream(data, num_tasks=1, image_column="photo")
+    stream = ClassIncrementalStream(data, num_tasks=1, image_column="photo", label_column="species")
+    trainer = make_trainer(stream=stream)
+    trainer.train()
+    right = trainer.evaluate()["eval_accuracy"]
+    for given in (data["test"], data["test"].to_iterable_dataset(), list(LABELLED["names as text"](digits["test"]))):
+        assert trainer.evaluate(given)["eval_accuracy"] == right
+    named = [{**row, "species": str(row["species"])} for row in data["test"]]
+    assert trainer.evaluate(named)["eval_accuracy"] == right
+    with pytest.raises(ValueError, match="found List"):
+        trainer.evaluate(digits["test"].remove_columns("label").add_column("label", [[0, 1]] * 160))

@@ -217,6 +217,22 @@ def test_what_would_fail_after_a_task_was_written_is_refused_when_a_trainer_is_b
         make_trainer(**changes)
 
 
+def test_other_kinds_and_folders_of_stages_are_refused_before_anything_is_written(
+    make_model, make_args, make_stream, digits, tmp_path
+):
+    with pytest.raises(TypeError, match="Expected `stream` to be a TaskStream, got DatasetDict"):
+        ContinualTrainer(make_model(), make_args(), digits)
+    with pytest.raises(TypeError, match="Expected `args` to be ContinualTrainingArguments, got TrainingArguments"):
+        ContinualTrainer(make_model(), TrainingArguments(str(tmp_path / "other")), make_stream())
+    with pytest.raises(ValueError, match=r"Expected a model in float32.*got \['torch.bfloat16'\]"):
+        ContinualTrainer(make_model().bfloat16(), make_args(), make_stream())
+    make_model().save_pretrained(tmp_path / "stage")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="`output_dir` must be a folder of its own"):
+        ContinualTrainer(make_model(), make_args("stage"), make_stream())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_early_stopping_needs_a_metric_and_evaluations(make_trainer):
     for changes in ({}, {"metric_for_best_model": "accuracy"}, {"eval_strategy": "epoch"}):
         with pytest.raises(ValueError, match="EarlyStoppingCallback needs `metric_for_best_model`"):

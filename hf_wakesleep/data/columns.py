@@ -1,6 +1,7 @@
 """Label columns: found, checked and turned into `ClassLabel` without decoding an image."""
 
 import re
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,6 +37,8 @@ def find_column(dataset: Dataset, role: str, column: str | None, advice: str | N
         labels = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
         named = [name for name in LABEL_COLUMNS if name in found]
         candidates = named[:1] or labels
+        if named and labels and named[0] not in labels:
+            candidates = [named[0], *labels]  # a name says one thing, a type another
     if len(candidates) != 1:
         is_folder = role == "label" and list(found.values()) == ["Image"]
         of_folder = " Of a folder with images of one class, load labels with `drop_labels=False`." if is_folder else ""
@@ -134,7 +137,7 @@ def stratified_split(
 ) -> tuple[Dataset, Dataset]:
     """Split a dataset into training and evaluation, the same share of every stratum to each.
 
-    What is held out of a stratum depends on the seed and its own rows only.
+    What is held out of a stratum depends on the seed, its names and its own rows only.
 
     Args:
         dataset (`datasets.Dataset`): Any.
@@ -147,7 +150,9 @@ def stratified_split(
     strata = strata.reshape(-1)
     held_out = np.zeros(len(strata), dtype=bool)
     for number, key in enumerate(found.tolist()):
-        generator = np.random.RandomState([seed, *key])  # its own: a row less leaves other strata as they are
+        names = [dataset.features[column].names[index] for column, index in zip(columns, key, strict=True)]
+        # A generator of its own: rows or classes more or less leave other strata as they are.
+        generator = np.random.RandomState([seed, *(zlib.crc32(name.encode()) for name in names)])
         rows = generator.permutation(np.flatnonzero(strata == number))
         held_out[rows[: min(max(round(eval_fraction * len(rows)), 1), len(rows) - 1)]] = True
     return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))

@@ -6,11 +6,12 @@ predicted, but not scored.
 
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
+from types import MappingProxyType
 
 import datasets
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 from torch.utils.data import ConcatDataset, Subset
@@ -50,17 +51,17 @@ class LabelReader:
     Args:
         label2id (`dict[str, int]`): From class name to index in the head.
         names (`Sequence[str]`, *optional*): Names of the classes that the dataset's numbers count.
-        are_numbers_names (`bool`, *optional*): Whether a number is the name of a class otherwise; by default where all
-            names are single digits.
+        are_numbers_names (`bool`, *optional*): Whether a number is the name of a class otherwise; by default where
+            the names are 0, 1, ..., and count themselves.
     """
 
     def __init__(
         self, label2id: dict[str, int], names: Sequence[str] | None = None, are_numbers_names: bool | None = None
     ):
         self._label2id, self._names = label2id, names
-        # Sorted as text, '10' comes before '2': then a number can be a name or count names.
-        are_short = all(name.isdecimal() and len(name) == 1 for name in label2id)
-        self._are_names = are_short if are_numbers_names is None else are_numbers_names
+        # Names such as '1' to '6' are counted from 0, and sorted as text '10' comes before '2'.
+        are_counted = len(label2id) <= 10 and set(label2id) == set(map(str, range(len(label2id))))
+        self._are_names = are_counted if are_numbers_names is None else are_numbers_names
 
     def read(self, label, where: str) -> int | None:
         """Return the index of a label; `None` for one that is missing or hidden (-1).
@@ -94,16 +95,17 @@ class ExampleImages(torch.utils.data.Dataset):
         dataset (`torch.utils.data.Dataset` or `Sequence`): Gives mappings with an image and perhaps a label, pairs of
             both, or images.
         labels ([`LabelReader`]): Reads the labels.
+        columns (`Mapping[str, str]`): Where `image` and `label` are, if they are there.
     """
 
-    def __init__(self, dataset, labels: LabelReader):
-        self.dataset, self._labels = dataset, labels
+    def __init__(self, dataset, labels: LabelReader, columns: Mapping[str, str]):
+        self.dataset, self._labels, self._columns = dataset, labels, columns
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, row: int) -> dict:
-        return read_example(self.dataset[row], self._labels, f"image {row} of {WHAT}")
+        return read_example(self.dataset[row], self._labels, self._columns, f"image {row} of {WHAT}")
 
 
 class StreamedImages(torch.utils.data.IterableDataset):
@@ -112,23 +114,28 @@ class StreamedImages(torch.utils.data.IterableDataset):
     Args:
         dataset (`Iterable`): Gives examples like those of [`ExampleImages`].
         labels ([`LabelReader`]): Reads the labels.
+        columns (`Mapping[str, str]`): Where `image` and `label` are, if they are there.
     """
 
-    def __init__(self, dataset, labels: LabelReader):
-        self.dataset, self._labels = dataset, labels
+    def __init__(self, dataset, labels: LabelReader, columns: Mapping[str, str]):
+        self.dataset, self._labels, self._columns = dataset, labels, columns
 
     def __iter__(self) -> Iterator[dict]:
         for row, example in enumerate(self.dataset):
-            yield read_example(example, self._labels, f"image {row} of {WHAT}")
+            yield read_example(example, self._labels, self._columns, f"image {row} of {WHAT}")
 
 
-def as_images(dataset, label2id: dict[str, int]) -> torch.utils.data.Dataset:
+def as_images(
+    dataset, label2id: dict[str, int], columns: Mapping[str, str] = MappingProxyType({})
+) -> torch.utils.data.Dataset:
     """Return the images of any dataset as a torch dataset of `{"image": RGB, "label": index in the head or None}`.
 
     Args:
         dataset: A [`Task`], whose evaluation images are meant; a `datasets.Dataset` or `IterableDataset`; a torch
             `Dataset` or `IterableDataset`; or a list of examples.
         label2id (`dict[str, int]`): From class name to index in the head.
+        columns (`Mapping[str, str]`, *optional*): Columns of `image` and `label`, as of a stream, to take where they
+            are there; found as streams do it otherwise.
 
     Raises:
         TypeError: If it is none of these.
@@ -140,33 +147,34 @@ def as_images(dataset, label2id: dict[str, int]) -> torch.utils.data.Dataset:
     if isinstance(dataset, Task):
         return TaskImages(dataset.eval_dataset, label2id, f"the evaluation images of {dataset.name}")
     if isinstance(dataset, Dataset):
-        images = _of_dataset(dataset, label2id)
+        images = _of_dataset(dataset, label2id, columns)
     elif isinstance(dataset, datasets.IterableDataset):
-        images = _of_stream(dataset, label2id)
+        images = _of_stream(dataset, label2id, columns)
     elif type(dataset) is Subset:  # one of another kind may change what it gives
-        images = Subset(as_images(dataset.dataset, label2id), dataset.indices)
+        images = Subset(as_images(dataset.dataset, label2id, columns), dataset.indices)
     elif type(dataset) is ConcatDataset:
-        images = ConcatDataset([as_images(part, label2id) for part in dataset.datasets])
+        images = ConcatDataset([as_images(part, label2id, columns) for part in dataset.datasets])
     elif isinstance(dataset, torch.utils.data.IterableDataset):
-        images = StreamedImages(dataset, LabelReader(label2id, _names_of(dataset)))
+        images = StreamedImages(dataset, LabelReader(label2id, _names_of(dataset)), columns)
     elif isinstance(dataset, torch.utils.data.Dataset | list | tuple):
-        images = ExampleImages(dataset, LabelReader(label2id, _names_of(dataset)))
+        images = ExampleImages(dataset, LabelReader(label2id, _names_of(dataset)), columns)
     else:
         raise TypeError(
             "Expected a `datasets.Dataset`, a torch `Dataset`, a list of examples or a `Task` to evaluate, got "
-            f"{type(dataset).__name__}. Pass its splits or tasks one by one."
+            f"{type(dataset).__name__}. Pass the dataset behind it, or its splits or tasks one by one."
         )
     if not isinstance(images, torch.utils.data.IterableDataset) and len(images) == 0:
         raise ValueError("Expected images to evaluate, but the given dataset is empty.")
     return images
 
 
-def read_example(example, labels: LabelReader, where: str) -> dict:
+def read_example(example, labels: LabelReader, columns: Mapping[str, str], where: str) -> dict:
     """Return `{"image": RGB, "label": index in the head or None}` of one example.
 
     Args:
         example (`Mapping`, `tuple` or image): An image as PIL, uint8 array or undecoded cell; and perhaps its label.
         labels ([`LabelReader`]): Reads the label.
+        columns (`Mapping[str, str]`): Where `image` and `label` are, if they are there.
         where (`str`): What to call the image in an error.
 
     Raises:
@@ -174,7 +182,9 @@ def read_example(example, labels: LabelReader, where: str) -> dict:
     """
     if isinstance(example, Mapping) and not _is_image(example):
         images = [value for value in example.values() if _is_image(value)]
-        label = next((example[name] for name in LABEL_COLUMNS if name in example), None)
+        if columns.get("image") in example:
+            images = [example[columns["image"]]] * _is_image(example[columns["image"]])
+        label = next((example[name] for name in (columns.get("label"), *LABEL_COLUMNS) if name in example), None)
     else:
         parts = example if isinstance(example, tuple | list) else (example,)
         images, label = [part for part in parts[:1] if _is_image(part)], parts[1] if len(parts) == 2 else None
@@ -187,46 +197,50 @@ def read_example(example, labels: LabelReader, where: str) -> dict:
     return {"image": _as_rgb(images[0], where), "label": labels.read(label, where)}
 
 
-def _of_dataset(dataset: Dataset, label2id: dict[str, int]) -> TaskImages:
+def _of_dataset(dataset: Dataset, label2id: dict[str, int], known: Mapping[str, str]) -> TaskImages:
     refuse_transform(dataset, WHAT)
-    image, label = find_column(dataset, "image", None, ADVICE), _label_column(dataset)
-    columns = {"image": image} if label is None else {"image": image, "label": label}
+    columns = _find(dataset, known)
+    label = columns.get("label")
+    if label is not None and _is_hidden(dataset, label):
+        del columns["label"]
+        label = None
     names = {} if label is None else {"label": class_names([dataset], label)}
     if label is not None and not isinstance(dataset.features[label], ClassLabel) and "-1" not in label2id:
         names["label"] = [name for name in names["label"] if name != "-1"]  # as hidden labels are written
     return TaskImages(labelled_images(dataset, columns, names), label2id, WHAT)
 
 
-def _label_column(dataset: Dataset) -> str | None:
-    """Return the column of labels; `None` if there is none, or nothing in it but labels that are hidden."""
-    if not _has_labels(dataset):
-        return None
-    column = find_column(dataset, "label", None, ADVICE)
-    values = dataset.select_columns([column]).with_format("arrow")[:].column(0).unique().to_pylist()
-    return None if values and set(values) <= {None, -1} else column
-
-
-def _has_labels(dataset: Dataset | datasets.IterableDataset) -> bool:
-    """Whether a column can hold labels, by its name or type."""
+def _find(dataset: Dataset | datasets.IterableDataset, known: Mapping[str, str]) -> dict[str, str]:
+    """Return the column of `image` and, if there is one, of `label`."""
+    given = {role: name for role, name in known.items() if name in dataset.features}
+    columns = {"image": find_column(dataset, "image", given.get("image"), ADVICE)}
     is_typed = any(isinstance(feature, ClassLabel) for feature in dataset.features.values())
-    return is_typed or any(name in LABEL_COLUMNS for name in dataset.features)
+    if "label" in given or is_typed or any(name in LABEL_COLUMNS for name in dataset.features):
+        columns["label"] = find_column(dataset, "label", given.get("label"), ADVICE)
+    return columns
 
 
-def _of_stream(dataset: datasets.IterableDataset, label2id: dict[str, int]) -> StreamedImages:
+def _is_hidden(dataset: Dataset, column: str) -> bool:
+    """Whether there is nothing in a column of labels but what stands for hidden ones."""
+    if not isinstance(dataset.features[column], ClassLabel | Value):
+        return False
+    values = dataset.select_columns([column]).with_format("arrow")[:].column(0).unique().to_pylist()
+    return bool(values) and set(values) <= {None, -1}
+
+
+def _of_stream(
+    dataset: datasets.IterableDataset, label2id: dict[str, int], known: Mapping[str, str]
+) -> StreamedImages:
     dataset = dataset.with_format(None)
     if dataset.features is None:  # as after `map`, which drops the names of the classes
-        return StreamedImages(dataset, LabelReader(label2id, are_numbers_names=False))
-    image, label = find_column(dataset, "image", None, ADVICE), None
-    if _has_labels(dataset):
-        label = find_column(dataset, "label", None, ADVICE)
-    dataset = dataset.select_columns([image] if label is None else [image, label])
-    if dataset.features[image].mode is None:  # else `datasets` converts to that mode as it decodes
-        dataset = dataset.cast_column(image, ImageFeature(decode=False))
-    if label is None:
-        return StreamedImages(dataset, LabelReader(label2id))
-    names = dataset.features[label].names if isinstance(dataset.features[label], ClassLabel) else None
-    dataset = dataset if label == "label" else dataset.rename_column(label, "label")
-    return StreamedImages(dataset, LabelReader(label2id, names, are_numbers_names=True))
+        return StreamedImages(dataset, LabelReader(label2id, are_numbers_names=False), known)
+    columns = _find(dataset, known)
+    dataset = dataset.select_columns(list(columns.values()))
+    if dataset.features[columns["image"]].mode is None:  # else `datasets` converts to that mode as it decodes
+        dataset = dataset.cast_column(columns["image"], ImageFeature(decode=False))
+    feature = dataset.features[columns["label"]] if "label" in columns else None
+    names = feature.names if isinstance(feature, ClassLabel) else None
+    return StreamedImages(dataset, LabelReader(label2id, names, are_numbers_names=True), columns)
 
 
 def _names_of(dataset) -> Sequence[str] | None:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datasets
@@ -65,6 +66,8 @@ class TaskStream(Sequence):
         ValueError: If there is no task, or a task has no training or no evaluation image, other columns, or images
             with a transform.
     """
+
+    columns: Mapping[str, str] = MappingProxyType({})  # from `image` and `label` to those of the dataset, if known
 
     def __init__(self, tasks: Sequence[Task], protocol: dict):
         if not tasks:
@@ -171,7 +174,9 @@ class TaskStream(Sequence):
             tasks.append(Task(name, tuple(classes), tuple(new), train, evaluation))
         _warn_of_empty_classes(names["label"], known)
         kind = "splits with repeats" if repeats else "splits"
-        return cls(tasks, {"kind": kind, "seed": _plain(seed), "dataset": hub_source(next(iter(splits.values())))})
+        stream = cls(tasks, {"kind": kind, "seed": _plain(seed), "dataset": hub_source(next(iter(splits.values())))})
+        stream.columns = columns
+        return stream
 
 
 class ClassIncrementalStream(TaskStream):
@@ -236,6 +241,7 @@ class ClassIncrementalStream(TaskStream):
         super().__init__(
             tasks, {"kind": "class-incremental", "seed": _plain(seed), "dataset": hub_source(splits["train"])}
         )
+        self.columns = columns
 
 
 class DomainIncrementalStream(TaskStream):
@@ -292,6 +298,7 @@ class DomainIncrementalStream(TaskStream):
             "dataset": hub_source(splits["train"]),
         }
         super().__init__(tasks, protocol)
+        self.columns = columns
 
 
 def _check_columns(dataset: Dataset, what: str) -> None:

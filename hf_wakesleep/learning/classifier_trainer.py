@@ -2,7 +2,7 @@
 
 import copy
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -145,7 +145,8 @@ class ClassifierTrainer(Trainer):
                     f"Expected `eval_dataset` to be a dataset or one of {list(self._eval_sets)}, got {eval_dataset!r}."
                 )
             eval_dataset = self._eval_sets[eval_dataset]
-        images = as_images(self.eval_dataset if eval_dataset is None else eval_dataset, self.model.config.label2id)
+        given = self.eval_dataset if eval_dataset is None else eval_dataset
+        images = as_images(given, self.model.config.label2id, self.columns)
         # Not by `Trainer`: it would drop the last images, or take what workers of another dataset hold.
         loader = DataLoader(
             images,
@@ -263,6 +264,11 @@ class ClassifierTrainer(Trainer):
             super()._save(output_dir, state_dict)
         if self.args.should_save:  # a pickle, which can hold a token
             Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """Columns of `image` and `label` to take where a dataset has them."""
+        return {}
 
     @property
     def task_number(self) -> int:

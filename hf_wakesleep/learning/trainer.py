@@ -1,8 +1,10 @@
 """ContinualTrainer: a Trainer that learns a stream of tasks, with a sleep after each."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers.trainer_utils import TrainOutput
@@ -66,6 +68,7 @@ class ContinualTrainer(TaskTrainer):
         eval_dataset: Dataset | Task | None = None,
         **kwargs,
     ):
+        _check_arguments(model, args, stream)
         self.stream = stream
         history, memory = initial_state(model, args, codec)
         self._fits_codec = codec is None and not len(history)
@@ -80,6 +83,11 @@ class ContinualTrainer(TaskTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """Columns of `image` and `label` of the stream."""
+        return self.stream.columns
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
         """Learn all tasks that are not learned yet.
@@ -223,3 +231,24 @@ class ContinualTrainer(TaskTrainer):
         self.history, self.memory = load_stage_state(folder, stored)
         self.tasks = align_tasks(self.stream, self.history)
         self.eval_dataset = self._eval_images(len(self.history))
+
+
+def _check_arguments(model, args, stream) -> None:
+    """Refuse what is of another kind, or an output folder that is a stage, before anything is written."""
+    if not isinstance(stream, TaskStream):
+        raise TypeError(
+            f"Expected `stream` to be a TaskStream, got {type(stream).__name__}. Build one, such as "
+            "`ClassIncrementalStream(dataset, num_tasks=1)`."
+        )
+    if not isinstance(args, ContinualTrainingArguments):
+        raise TypeError(f"Expected `args` to be ContinualTrainingArguments, got {type(args).__name__}.")
+    if Path(args.output_dir, "config.json").is_file():
+        raise ValueError(
+            f"`output_dir` must be a folder of its own, but {args.output_dir} holds a stage or a model, which a run "
+            "would write into. Choose another."
+        )
+    if isinstance(model, torch.nn.Module) and (found := {p.dtype for p in model.parameters()}) != {torch.float32}:
+        raise ValueError(
+            f"Expected a model in float32, whose weights can learn, got {sorted(map(str, found))}. Load it with "
+            "`dtype=torch.float32`; `bf16=True` and `fp16=True` compute in low precision all the same."
+        )
