@@ -330,7 +330,7 @@ def _images() -> Iterator[Case]:
     yield Case("no images", _stream(none), "Every row needs an image, but 2 of 2")
     arrays = Dataset.from_dict({"image": [[[0, 1]], [[2, 3]]], "label": [0, 0]})
     yield Case("arrays for images", _stream(arrays), "Expected one column of images")
-    yield Case("arrays for images, by name", _stream(arrays, image_column="image"), "to be of type Image")
+    yield Case("arrays for images, by name", _stream(arrays, image_column="image"), "Expected one image a row")
 
 
 # Configurations and codecs

@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 from hf_wakesleep.stages.hub import Outbox, Publisher, push_pending
 
 ROOT = Path(__file__).parents[1]
-MODULE = ROOT / "hf_wakesleep" / "evaluate_modules" / "continual_learning"
+MODULE = ROOT / "hf_wakesleep" / "reporting" / "evaluate_modules" / "continual_learning"
 TRAIN = str(ROOT / "examples" / "train_cil.py")
 CONTINUE = str(ROOT / "examples" / "continue_from_hub.py")
 SHORT = ["--num_train_epochs", "1", "--sleep_steps", "10", "--num_tasks", "3", "--disable_tqdm", "true"]

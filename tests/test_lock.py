@@ -25,7 +25,7 @@ with folder_lock(sys.argv[1]):
 
 OUTLIVED = """
 import os, signal, sys, time
-from hf_wakesleep import lock
+from hf_wakesleep.storage import lock
 lock._PATIENCE = 0.3
 with lock.folder_lock(sys.argv[1]):
     worker = os.fork()

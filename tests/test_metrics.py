@@ -18,7 +18,7 @@ MATRIX = [
     [0.5, 0.6, 0.9],
 ]
 NAN = math.nan
-MODULE = Path(hf_wakesleep.__file__).parent / "evaluate_modules" / "continual_learning"
+MODULE = Path(hf_wakesleep.__file__).parent / "reporting" / "evaluate_modules" / "continual_learning"
 
 
 def test_average_accuracy():
