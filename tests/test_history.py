@@ -1,14 +1,14 @@
-"""History and its picture: exact save and load, the keys of `history.json`, the table."""
+"""History: exact save and load, the keys of `history.json`, the table, the answers."""
 
 import json
 import math
 
+import numpy as np
 import pytest
-from PIL import Image
 
 from hf_wakesleep import History
+from hf_wakesleep.reporting.confusion import count_answers
 from hf_wakesleep.reporting.history import TaskRecord
-from hf_wakesleep.reporting.plots import plot_history, save_history_plot
 
 KEYS = {
     "accuracy_matrix",
@@ -131,9 +131,76 @@ def test_numbers_of_images_that_no_run_writes_are_refused(changes):
         record.check(2)
 
 
-def test_the_picture_shows_matrix_curves_and_memory(tmp_path):
-    figure = plot_history(make_history())
-    assert [axes.get_title() for axes in figure.axes[:3]] == ["accuracy (%)", "over tasks (%)", "memory (kB)"]
-    save_history_plot(make_history(rows=((math.nan,),)), tmp_path)
-    with Image.open(tmp_path / "history.png") as image:
-        assert image.width > 500
+def test_answers_are_counted_by_true_class_and_answer():
+    assert count_answers(np.array([2, 0, 0, 2, 2]), np.array([1, 0, 1, 1, 2])) == [
+        [0, 0, 1],
+        [0, 1, 1],
+        [2, 1, 2],
+        [2, 2, 1],
+    ]
+    assert count_answers(np.array([], dtype=int), np.array([], dtype=int)) == []
+
+
+def test_answers_survive_save_and_load_and_may_be_missing(tmp_path):
+    history = make_history()
+    history.confusion = [[0, 0, 3], [0, 2, 2**40], [2, 1, 1]]
+    history.save(tmp_path)
+    assert History.load(tmp_path).confusion == history.confusion
+    content = json.loads((tmp_path / "history.json").read_text())
+    assert content.pop("confusion") == history.confusion
+    (tmp_path / "history.json").write_text(json.dumps(content))  # as earlier versions wrote it
+    assert History.load(tmp_path).confusion == []
+
+
+def test_a_history_is_the_start_of_another_whatever_was_answered():
+    long, short = make_history(), make_history(rows=((0.9,), (0.7, 0.8)))
+    long.confusion, short.confusion = [[0, 1, 2]], [[0, 0, 2]]
+    assert short.is_start_of(long)
+
+
+@pytest.mark.parametrize(
+    "confusion",
+    [
+        None,
+        {},
+        [[0, 0]],
+        [[0, 0, 0]],
+        [[0, 3, 1]],
+        [[3, 0, 1]],
+        [[-1, 0, 1]],
+        [[0, 0, 1.0]],
+        [[0, 0, True]],
+        [[0, 0, None]],
+        [[0, 0, 2**63]],
+        [[0, 0, 1], [0, 0, 1]],
+        [[1, 0, 1], [0, 0, 1]],
+        [0, 0, 1],
+    ],
+    ids=str,
+)
+def test_answers_that_no_run_writes_are_refused(tmp_path, confusion):
+    history = make_history()
+    history.confusion = confusion
+    (tmp_path / "history.json").write_text(json.dumps(history.to_dict()))
+    with pytest.raises(ValueError, match="Expected a history in .*confusion"):
+        History.load(tmp_path)
+
+
+def test_a_run_keeps_the_answers_to_all_evaluation_images_after_its_last_task(make_trainer, tmp_path):
+    trainer = make_trainer(memory_budget="0", sleep_steps=0, max_steps=2)
+    trainer.train()
+    history, stream = trainer.history, trainer.stream
+    matrix = np.zeros((len(history.classes), len(history.classes)), dtype=int)
+    for true, answer, count in history.confusion:
+        matrix[true, answer] = count
+    names = [task.eval_dataset.features["label"].int2str(task.eval_dataset["label"][:]) for task in stream]
+    assert matrix.sum(axis=1).tolist() == [sum(names, []).count(name) for name in history.classes]
+    for task, accuracy in zip(stream, history.accuracy_matrix[-1], strict=True):
+        rows = [history.classes.index(name) for name in task.classes]
+        assert matrix[rows, rows].sum() / matrix[rows].sum() == pytest.approx(accuracy)
+    trainer.evaluate("task-01")
+    trainer.evaluate()
+    first, last = (History.load(tmp_path / "out" / stage) for stage in ("task-01", "task-02"))
+    assert last.confusion == History.load(tmp_path / "out").confusion == history.confusion
+    assert {row[0] for row in first.confusion} == set(range(len(first.classes)))
+    assert first.is_start_of(last)

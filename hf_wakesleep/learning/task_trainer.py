@@ -269,6 +269,7 @@ class TaskTrainer(ClassifierTrainer):
         """Evaluate, add to the history, and save the stage."""
         if self.accelerator.num_processes > 1:
             check_equal(self.accelerator, checksums(self.model, self.memory), f"after {self.task_name}")
+        self.confusion = []  # stays so without evaluation images
         metrics = self.evaluate()
         record.accuracy = [
             metrics.get(f"eval_{stage_name(number)}_accuracy", math.nan) for number in range(self.task_number + 1)
@@ -283,6 +284,7 @@ class TaskTrainer(ClassifierTrainer):
         else:
             record.memory_bytes, record.num_codes = self.memory.num_bytes.to_dict(), len(self.memory)
         self.history.records.append(record)
+        self.history.confusion = self.confusion
         self.log({f"stream_{name}": value for name, value in self.history.summary().items()})
         if self.args.should_save:
             output_dir = Path(self.args.output_dir)

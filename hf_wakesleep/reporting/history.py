@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 from ..model.digests_wakesleep import DIGESTS_NAME, HISTORY_FILES, check_digests
 from ..storage.atomic import read_json, write_whole
 from . import metrics
+from .confusion import is_confusion
 
 HISTORY_NAME = "history.json"
 COUNTS = ("num_train_images", "num_eval_images", "num_codes", "wake_steps", "wake_images", "sleep_images")
@@ -124,12 +125,15 @@ class History:
         untrained (`dict[str, float]`): b[i] of forward transfer by the name of the stage, tasks to come included.
         records (`list[TaskRecord]`): One per finished task.
         settings (`dict`): Hyper-parameters that differ from the defaults, as of the last task.
+        confusion (`list[list[int]]`): Answers to the evaluation images after the last task: rows of true class,
+            answered class (as places in `classes`) and number of images where that is not 0; empty if unknown.
     """
 
     protocol: dict = field(default_factory=dict)
     untrained: dict[str, float] = field(default_factory=dict)
     records: list[TaskRecord] = field(default_factory=list)
     settings: dict = field(default_factory=dict)
+    confusion: list[list[int]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -200,6 +204,7 @@ class History:
             **curves,
             **per_task,
             "untrained": self.untrained,
+            "confusion": self.confusion,
             "records": [asdict(record) for record in self.records],
         }
         return _nan_to_none(content)
@@ -240,7 +245,9 @@ class History:
             if not isinstance(content["records"], list):
                 raise TypeError("a list expected as 'records'")
             records = [TaskRecord(**_none_to_nan(record)) for record in content["records"]]
-            history = cls(content["protocol"], _none_to_nan(content["untrained"]), records, content["settings"])
+            confusion = content.get("confusion", [])  # not in what earlier versions wrote
+            untrained = _none_to_nan(content["untrained"])
+            history = cls(content["protocol"], untrained, records, content["settings"], confusion)
             history._check()
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"Expected a history in {path}, which does not hold one ({error!r}).") from error
@@ -258,6 +265,8 @@ class History:
         for what, names in (("task", [record.name for record in self.records]), ("class", self.classes)):
             if len(set(names)) < len(names):
                 raise ValueError(f"every {what} once expected, but one comes twice")
+        if not is_confusion(self.confusion, len(self.classes)):
+            raise ValueError("rows of two classes and a number of images expected as 'confusion', got others")
 
     def table(self) -> str:
         """Return the accuracy matrix and all metrics as plain text."""
