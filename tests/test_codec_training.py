@@ -11,6 +11,8 @@ from hf_wakesleep.codecs.learned.networks import FIT_LAYERS
 from hf_wakesleep.codecs.learned.training import random_crops
 from hf_wakesleep.codecs.learned.transforms import pad_to_blocks
 
+pytestmark = pytest.mark.slow
+
 
 def photographs():
     return [torch.tensor(image).permute(2, 0, 1)[:, :200, :320] for image in load_sample_images().images]

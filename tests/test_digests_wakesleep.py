@@ -111,6 +111,7 @@ def test_a_folder_is_checked_once_it_has_digests(tmp_path):
         check_digests(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_stage_is_loaded_without_unpickling_anything(stage, run):
     """A child process whose unpicklers raise loads a stage and goes on with it."""
     code = (

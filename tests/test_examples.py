@@ -16,6 +16,8 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from hf_wakesleep import LearnedNetworks, SemiParametricMemory, WakeSleepForImageClassification
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHORT = ["--num_train_epochs", "1", "--disable_tqdm", "true"]
 SHORT_SLEEP = ["--sleep_steps", "3"]

@@ -18,6 +18,8 @@ from hf_wakesleep.data.images import TaskImages
 from hf_wakesleep.stages.stage import find_stages
 from hf_wakesleep.storage.atomic import find_leftovers
 
+pytestmark = pytest.mark.slow
+
 
 @contextmanager
 def small_disk(folder, options):

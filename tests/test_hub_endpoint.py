@@ -25,6 +25,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import _http
 
+pytestmark = pytest.mark.slow
+
 REPO = "local/stages"
 CARD = """---
 license: apache-2.0

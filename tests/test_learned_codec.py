@@ -98,6 +98,7 @@ def test_code_and_pixels_are_those_that_were_written_down():
     assert CODEC.encode([original]) == [code]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(st.data())
 def test_a_code_with_a_changed_byte_is_refused(data):
@@ -116,6 +117,7 @@ def test_a_truncated_or_longer_code_is_refused():
             CODEC.decode([other])
 
 
+@pytest.mark.slow
 def test_payloads_that_are_forged_under_a_right_check_give_an_image_or_one_kind_of_error():
     generator = np.random.default_rng(0)
     header = _Header.read(CODEC.encode([photograph(24)])[0], CODEC._seed)
@@ -128,6 +130,7 @@ def test_payloads_that_are_forged_under_a_right_check_give_an_image_or_one_kind_
         assert image.shape == (3, 24, 24)
 
 
+@pytest.mark.slow
 def test_a_fitted_codec_takes_fewer_bytes_for_images_of_its_kind():
     first, later = digits(among=(0, 1)), digits(among=range(2, 10))
     fitted = LearnedCodec(40).fit(first, steps=60)
@@ -161,6 +164,7 @@ def test_what_is_fitted_follows_from_images_and_seed():
     assert first == again != other
 
 
+@pytest.mark.slow
 def test_what_was_fitted_before_stays_when_fewer_layers_are_fitted_again():
     images = digits(among=(0, 1))
     shipped = LearnedCodec(40).networks.pack()

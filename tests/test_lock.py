@@ -58,6 +58,7 @@ def test_stages_are_not_sent_beside_a_run(tmp_path, monkeypatch):
     assert push_pending(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_the_lock_goes_with_a_process_that_is_killed_and_its_workers(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
@@ -69,6 +70,7 @@ def test_the_lock_goes_with_a_process_that_is_killed_and_its_workers(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_lock_ends_with_its_block_though_a_worker_lives_on(tmp_path):
     command = [sys.executable, "-c", OUTLIVED, str(tmp_path)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "held again\n"

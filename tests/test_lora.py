@@ -19,6 +19,8 @@ from hf_wakesleep.learning.plasticity import parameter_groups, set_plasticity
 from hf_wakesleep.learning.replay import Replay
 from hf_wakesleep.stages.checkpoint import find_checkpoints, load_sleep
 
+pytestmark = pytest.mark.slow
+
 PIXELS = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 TIMM = TimmWrapperConfig(
     architecture="vit_tiny_patch16_224",

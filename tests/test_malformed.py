@@ -4,6 +4,8 @@ import pytest
 from conftest import PARTS
 from malformed import cases, verdict
 
+pytestmark = pytest.mark.slow
+
 
 def test_there_are_at_least_five_hundred_cases(tmp_path):
     assert len(cases(tmp_path)) >= 500

@@ -269,6 +269,7 @@ def test_a_loaded_stage_can_be_taken_along_at_once(tmp_path, take_along, backbon
         torch.testing.assert_close(take_along(model), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_loaded_stage_becomes_onnx_at_once(tmp_path, backbone):
     expected = saved_stage(tmp_path, BACKBONES[backbone], is_taught=True)

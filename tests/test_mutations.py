@@ -13,6 +13,8 @@ from forgeries import FORGERIES, reseal
 from mutations import Mutation, fingerprints, make_subjects, mutated, verdict
 from test_torture import torture
 
+pytestmark = pytest.mark.slow
+
 SAMPLE, FULL = 96, 2_000  # mutated stages
 MEGABYTES = 400  # that loading any of them may add to the memory of the process
 

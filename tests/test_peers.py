@@ -12,6 +12,8 @@ from conftest import digits_of
 from test_examples import EXAMPLES, run
 from torch.nn import functional as F
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = EXAMPLES / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 frozen, icarl, learner, rehearsal, slca, smc, store = (

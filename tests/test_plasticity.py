@@ -98,6 +98,7 @@ def test_plasticity_counts_at_once_in_a_model_that_is_in_training():
     assert all(module.training for module in norms)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["timm levit", "timm mobilevit", "timm resnet", "resnet", "levit"])
 def test_a_frozen_backbone_is_bit_identical_after_wake_naps_and_sleep(name, make_trainer, digits):
     model = model_around(name)
@@ -112,6 +113,7 @@ def test_a_frozen_backbone_is_bit_identical_after_wake_naps_and_sleep(name, make
     assert [key for key, value in after.items() if not torch.equal(value.cpu(), before[key])] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["timm levit", "levit"])
 def test_running_statistics_stay_while_factors_learn(name, make_trainer, digits):
     model = model_around(name)

@@ -10,6 +10,8 @@ import torch
 from process_group import STOPPED_AFTER, launch, run
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = Path(__file__).parents[1] / "examples" / "train_cil.py"
 LAUNCH_FILES = EXAMPLE.parent / "accelerate"
 

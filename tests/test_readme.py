@@ -11,6 +11,8 @@ from conftest import digits_of
 from forked import run_script
 from transformers import AutoModel, TimmWrapperConfig
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 SHORTER = {  # what makes the Python of the README quick
     "image_size=96": "image_size=16",

@@ -12,6 +12,8 @@ from runs import StopAt, StopError, assert_same_end
 
 from hf_wakesleep import ClassIncrementalStream, History, WakeSleepForImageClassification
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"num_train_epochs": 2, "save_steps": 2, "forward_transfer": False, "evaluate_lda": False}
 
 

@@ -24,6 +24,8 @@ from hf_wakesleep.learning.wake import WakePass
 from hf_wakesleep.stages.checkpoint import SLEEP_NAME, find_checkpoints
 from hf_wakesleep.stages.stage import Stage
 
+pytestmark = pytest.mark.slow
+
 
 def train_until(monkeypatch, trainer, where, name, replacement, error=StopError):
     """Train with something replaced until that raises, and return the error."""

@@ -6,11 +6,15 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import torture  # noqa: E402
 from torture_kills import Kill, Run, kill_runs, set_costs  # noqa: E402
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path, capsys):

@@ -294,6 +294,7 @@ HARMLESS = [  # settings that change nothing that is computed
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", HARMLESS, ids=lambda changes: next(iter(changes)))
 def test_how_images_are_read_logged_saved_and_evaluated_changes_no_number(run_once, make_trainer, changes):
     reference = run_once({"augmentation": "none"})
@@ -304,6 +305,7 @@ def test_how_images_are_read_logged_saved_and_evaluated_changes_no_number(run_on
     assert trainer.history.accuracy_matrix == reference.history.accuracy_matrix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
