@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import one_line
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datasets
 from image_data import DataArguments, load_images
 from train_cil import TrainingArguments, resume_point
 from transformers import HfArgumentParser
@@ -58,16 +58,41 @@ def build_stream(args: DataArguments, seed: int, history: History) -> tuple[Task
             f"Expected images to teach, such as `--image_folder DIR`, since the stage knows "
             f"{history.classes[:3]}, ... and not scikit-learn's digits."
         )
-    images = load_images(args)
+    images, old = part_tests(load_images(args), args.label_column, history)
     (task,) = ClassIncrementalStream(images, num_tasks=1, seed=seed, **args.columns)
     sizes = sizes_of(args, len(task.classes), history)
     if args.is_digits or (sizes and set(history.classes) <= set(task.classes)):
         stream = ClassIncrementalStream(images, seed=seed, **sizes, **args.columns)
         learned = [record.fingerprint for record in history.records]
         if args.is_digits or stream.fingerprints()[: len(learned)] == learned:
-            return next_task(stream, history), None
+            return next_task(stream, history), old
     is_held_out = len(task.train_dataset) < len(images["train"] if isinstance(images, DatasetDict) else images)
-    return new_tasks(task, split_classes(args, task, history), history, is_held_out)
+    stream, again = new_tasks(task, split_classes(args, task, history), history, is_held_out)
+    evaluation = [part for part in (old, again) if part is not None and len(part)]
+    return stream, concatenate_datasets(evaluation) if evaluation else None
+
+
+def part_tests(
+    images: Dataset | DatasetDict, label_column: str | None, history: History
+) -> tuple[Dataset | DatasetDict, Dataset | None]:
+    """Return the images, and apart from them the test images of known classes of which there are no others."""
+    if not isinstance(images, DatasetDict) or "test" not in images:
+        return images, None
+    train, test = images["train"], images["test"]
+    typed = [name for name, feature in test.features.items() if isinstance(feature, ClassLabel)]
+    column = label_column or (typed[0] if len(typed) == 1 else None)
+    if column not in typed:
+        return images, None
+    trained = {train.features[column].names[label] for label in set(train[column])}
+    names = [test.features[column].names[label] for label in test[column]]
+    is_old = np.array([name in history.classes and name not in trained for name in names], dtype=bool)
+    if not is_old.any():
+        return images, None
+    rest = {"train": train} | ({} if is_old.all() else {"test": test.select(np.flatnonzero(~is_old))})
+    old = test.select(np.flatnonzero(is_old)).select_columns(
+        [name for name, feature in test.features.items() if name == column or isinstance(feature, Image)]
+    )
+    return DatasetDict(rest), old.rename_column(column, "label") if column != "label" else old
 
 
 def sizes_of(args: DataArguments, num_classes: int, history: History) -> dict:
@@ -131,7 +156,7 @@ def main() -> None:
     data_args, args, where, history = parse_arguments()
     model = WakeSleepForImageClassification.from_pretrained(where.stage, revision=where.revision)
     stream, evaluation = build_stream(data_args, args.seed, history)
-    old = {} if evaluation is None or not len(evaluation) else {"eval_dataset": evaluation}
+    old = {} if evaluation is None else {"eval_dataset": evaluation}
     trainer = ContinualTrainer(model=model, args=args, stream=stream, **old)
     trainer.train(resume_from_checkpoint=resume_point(args))
     if trainer.is_world_process_zero():

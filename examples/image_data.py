@@ -101,14 +101,6 @@ def check_folder(folder: Path, images: DatasetDict) -> None:
             f"`--image_folder` must hold one subfolder of images per class, or such folders 'train' and 'test', but "
             f"images lie in {(odd or sorted(map(str, classes)))[:5]}. Move them."
         )
-    read = {cell["path"] for split in undecoded for cell in split["image"]}
-    known = Pillow.registered_extensions()
-    here = {str(path) for path in folder.rglob("*") if path.suffix.lower() in known and path.name[0] not in "._"}
-    if left_out := sorted(here - read):
-        raise ValueError(
-            f"`--image_folder` must hold images that are all read, but {len(left_out)} of {len(here)} are not, such "
-            f"as {left_out[:3]}. Give files no names of splits, such as 'train_0.jpg', and move what lies elsewhere."
-        )
     subfolders = {path for home in homes for path in home.iterdir() if path.is_dir() and path.name[0] not in "._"}
     if homes != {folder}:
         subfolders |= {path for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._"} - homes
@@ -116,4 +108,12 @@ def check_folder(folder: Path, images: DatasetDict) -> None:
         raise ValueError(
             f"`--image_folder` must hold images of every class, but none are read from {empty[:5]}. Put images there, "
             "or remove the folder; names such as 'train' and 'test' are those of splits."
+        )
+    read = {cell["path"] for split in undecoded for cell in split["image"]}
+    known = Pillow.registered_extensions()
+    here = {str(path) for path in folder.rglob("*") if path.suffix.lower() in known and path.name[0] not in "._"}
+    if left_out := sorted(here - read):
+        raise ValueError(
+            f"`--image_folder` must hold images that are all read, but {len(left_out)} of {len(here)} are not, such "
+            f"as {left_out[:3]}. Give files no names of splits, such as 'train_0.jpg', and move what lies elsewhere."
         )

@@ -201,6 +201,10 @@ FOLDERS = {
     ),
     "class called train": (["images/train/1.png", "images/bus/1.png"], r"none are read from \['.*images/bus'\]"),
     "no subfolder": (["images/1.png"], r"images lie in \['.*images'\]"),
+    "names of splits": (
+        ["images/ape/train_0.png", "images/ape/1.png", "images/bee/train_1.png", "images/bee/2.png"],
+        "2 of 4 are not, such as",
+    ),
     "folders in folders": (["images/ape/1.png", "images/ape/more/1.png"], r"images lie in \['.*ape', '.*ape/more'\]"),
 }
 
@@ -345,3 +349,23 @@ def test_test_images_of_known_classes_tell_what_becomes_of_their_tasks(tmp_path,
     (record,) = learned(tmp_path / "next")
     assert (record["evaluated_images"], record["num_unevaluated"]) == ([3, 0, 3], 4)
     assert [value is None for value in record["accuracy"]] == [False, True, False]
+
+
+def test_test_images_of_known_classes_alone_are_those_of_their_tasks(tmp_path, stage):
+    """The old training images are gone; the test images were kept."""
+    known = json.loads((stage / "history.json").read_text())["classes"]
+    save_images(tmp_path / "images" / "train", ["bee"], 6)
+    save_images(tmp_path / "images" / "test", ["bee", *known], 3)
+    args = [str(stage), *CONTINUE, "--image_folder", "images", "--output_dir", "next"]
+    run("continue_from_hub.py", *args, cwd=tmp_path)
+    (record,) = learned(tmp_path / "next")
+    assert record["new_classes"] == record["classes"] == ["bee"]
+    assert record["evaluated_images"] == [6, 9, 3]
+    assert None not in record["accuracy"]
+
+
+def test_a_stage_of_other_classes_is_not_taught_digits(tmp_path):
+    save_images(tmp_path / "images", ["ape", "bee"], 8)
+    train(tmp_path, *SHORT_SLEEP, "--image_folder", "images", "--num_tasks", "1", "--output_dir", "out")
+    line = error_of(run("continue_from_hub.py", "out/task-01", "--output_dir", "x", cwd=tmp_path, succeeds=False))
+    assert line.startswith("Expected images to teach, such as `--image_folder DIR`")

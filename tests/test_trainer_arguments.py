@@ -3,15 +3,18 @@
 import dataclasses
 import inspect
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from conftest import equal_states
 from transformers import DefaultDataCollator, EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from hf_wakesleep import ContinualTrainer
 from hf_wakesleep.learning.arguments import FIXED
+from hf_wakesleep.learning.shards import check_sharding
 
 # What each field of `TrainingArguments` is here. A field that is in none of these sets is new: try it, then add it.
 WORKS = {  # tried below, or in another test
@@ -231,6 +234,28 @@ def test_other_kinds_and_folders_of_stages_are_refused_before_anything_is_writte
     with pytest.raises(ValueError, match="`output_dir` must be a folder of its own"):
         ContinualTrainer(make_model(), make_args("stage"), make_stream())
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (DistributedType.DEEPSPEED, {}, "without DeepSpeed"),
+        (DistributedType.FSDP, {"sleep_average": 0.9}, "`sleep_average` needs a model that is whole .* got 0.9"),
+        (DistributedType.FSDP, {"sleep_every_n_steps": 3}, "`sleep_every_n_steps` needs a model that is whole"),
+    ],
+)
+def test_what_models_in_shards_cannot_do_is_refused_by_name(make_args, kind, changes, message):
+    with pytest.raises(ValueError, match=message):
+        check_sharding(SimpleNamespace(distributed_type=kind), make_args(**changes))
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16), ("no", None)])
+def test_features_are_computed_in_the_precision_of_training_awake_and_asleep(make_args, precision, dtype):
+    args = make_args()
+    args.mixed_precision = precision  # as a launch may set it
+    with args.autocast(torch.device("cpu")):
+        assert torch.is_autocast_enabled("cpu") == (dtype is not None)
+        assert dtype in (None, torch.get_autocast_dtype("cpu"))
 
 
 def test_early_stopping_needs_a_metric_and_evaluations(make_trainer):

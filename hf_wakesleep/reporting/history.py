@@ -244,6 +244,8 @@ class History:
             content = read_json(path)
             if not isinstance(content["records"], list):
                 raise TypeError("a list expected as 'records'")
+            if any("recall_accuracy" in record for record in content["records"]):
+                raise ValueError("a history of hf_wakesleep 0.1, which can be read with that version only")
             records = [TaskRecord(**_none_to_nan(record)) for record in content["records"]]
             confusion = content.get("confusion", [])  # not in what earlier versions wrote
             untrained = _none_to_nan(content["untrained"])
