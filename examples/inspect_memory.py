@@ -4,21 +4,26 @@
     python examples/inspect_memory.py STAGE --data_files train.parquet
 
 One idea: a memory is a table of codes, and a code turns back into an image. Prints the accounting of bytes and codes
-of every class, and writes `memory.png`: some memories of each class and, where their original images are among
-those of `--data_files`, the originals above them, with bytes and PSNR. Seconds.
+of every class, and writes `memory.png`: bytes by kind against the budget, some memories of each class and, where their
+original images are among those of `--data_files`, the originals above them, with bytes and PSNR. Seconds.
 """
 
 import math
+import textwrap
 from dataclasses import dataclass, field
 
-import matplotlib.pyplot as plt
 import numpy as np
 import one_line
 import torch
 from datasets import Image, load_dataset
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from transformers import AutoImageProcessor, HfArgumentParser
 
 from hf_wakesleep import SemiParametricMemory
+
+KINDS = {"codes": "#0072B2", "index": "#E69F00", "codec": "#CC79A7", "statistics": "#009E73", "masks": "#777777"}
+SIDE, NAME = 1.5, 1.4  # of an image and of the name of a class, in inches
 
 
 @dataclass
@@ -52,14 +57,59 @@ def psnr(image: torch.Tensor, other: torch.Tensor) -> float:
     return 10 * math.log10(255**2 / max(((image.float() - other.float()) ** 2).mean().item(), 1e-3))
 
 
-def show(axis, image: torch.Tensor, title: str) -> None:
+def show(axes: Axes, image: torch.Tensor, title: str) -> None:
     """Draw an image (3, H, W) with a title."""
-    axis.imshow(image.permute(1, 2, 0))
-    axis.set_title(title, fontsize=7)
+    axes.imshow(image.permute(1, 2, 0))
+    axes.set_title(title, fontsize=8, pad=3)
+
+
+def draw_bytes(axes: Axes, memory: SemiParametricMemory) -> None:
+    """Draw what the bytes are for, side by side, up to the budget."""
+    sizes, left = memory.num_bytes.to_dict(), 0
+    total = sizes.pop("total")
+    for kind, size in sizes.items():
+        if size:
+            axes.barh(0, size, left=left, color=KINDS[kind], label=f"{kind} {size:,}")
+            left += size
+    axes.set(xlim=(0, max(total, memory.budget or 1)), ylim=(-0.4, 0.4))
+    axes.axis("off")
+    limit = "no budget" if memory.budget is None else f"{total / memory.budget:.0%} of the budget of {memory.budget:,}"
+    title = f"{len(memory):,} codes, {total:,} bytes: {limit}"
+    axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
+    axes.legend(loc="upper left", bbox_to_anchor=(0, 0), ncols=3, frameon=False, fontsize=8, borderaxespad=0.2)
+
+
+def draw_memories(memory: SemiParametricMemory, originals: dict[bytes, torch.Tensor], args: Arguments) -> Figure:
+    """Return a figure with the bytes and, in rows, memories of classes below their originals."""
+    counts = np.bincount(memory.labels, minlength=len(memory.classes))
+    shown, rows = range(min(args.max_classes, len(memory.classes))), 2 if originals else 1
+    width, height = NAME + SIDE * max(args.per_class, 3), 1.4 + 1.15 * SIDE * rows * len(shown)
+    figure = Figure(figsize=(width, height))
+    draw_bytes(figure.add_axes((0.1 / width, 1 - 0.65 / height, 1 - 0.2 / width, 0.3 / height)), memory)
+    for label in shown:
+        places = np.flatnonzero(memory.labels == label)[: args.per_class]
+        codes, (images, _) = memory.codes(places), memory.read(places)
+        top = height - 1.4 - 1.15 * SIDE * rows * label
+        name = textwrap.fill(memory.classes[label], 16, max_lines=3, placeholder="…").replace("$", r"\$")
+        text = f"{name}\n{counts[label]:,} codes"
+        figure.text(0.1 / width, (top - rows * SIDE / 2) / height, text, fontsize=9, va="center")
+        for column, (code, image) in enumerate(zip(codes, images, strict=True)):
+            original = originals.get(code)
+            fidelity = "" if original is None else f", {psnr(image, original):.1f} dB"
+            titles = [(image, f"{len(code)} B{fidelity}")]
+            for row, (pixels, title) in enumerate([(original, "original")] * (rows - 1) + titles):
+                if pixels is not None:
+                    place = (NAME + SIDE * column, top - SIDE * (1.15 * row + 0.95), 0.9 * SIDE, 0.9 * SIDE)
+                    axes = figure.add_axes(
+                        [inches / side for inches, side in zip(place, (width, height) * 2, strict=True)]
+                    )
+                    axes.axis("off")
+                    show(axes, pixels, title)
+    return figure
 
 
 def main() -> None:
-    """Print the accounting, and draw memories beside their originals."""
+    """Print the accounting, and draw memories below their originals."""
     parser = HfArgumentParser(Arguments)
     parser.add_argument("stage", help="Folder of a stage, or repository on the Hub.")
     args, where = parser.parse_args_into_dataclasses()
@@ -72,24 +122,7 @@ def main() -> None:
     print("\n".join(f"{name}: {count} codes" for name, count in zip(memory.classes, counts, strict=True)))
 
     originals = find_originals(where.stage, args.data_files, memory)
-    shown = [np.flatnonzero(memory.labels == label)[: args.per_class] for label in range(len(memory.classes))]
-    shown = shown[: args.max_classes]
-    rows = 2 if originals else 1
-    figure, axes = plt.subplots(
-        rows * len(shown), args.per_class, figsize=(1.6 * args.per_class, 1.7 * rows * len(shown)), squeeze=False
-    )
-    for axis in axes.flat:
-        axis.axis("off")
-    for label, places in enumerate(shown):
-        codes, (images, _) = memory.codes(places), memory.read(places)
-        for column, (code, image) in enumerate(zip(codes, images, strict=True)):
-            original = originals.get(code)
-            fidelity = "" if original is None else f", {psnr(image, original):.1f} dB"
-            show(axes[rows * label + rows - 1][column], image, f"{memory.classes[label]}: {len(code)} B{fidelity}")
-            if original is not None:
-                show(axes[rows * label][column], original, "original")
-    figure.tight_layout()
-    figure.savefig(args.output, dpi=120)
+    draw_memories(memory, originals, args).savefig(args.output, dpi=100)
     print(f"{args.output}: {'originals above their memories' if originals else 'memories'}")
 
 

@@ -179,6 +179,7 @@ def test_any_name_of_a_class_or_task_can_be_drawn(tmp_path, recwarn):
 def test_labels_are_short():
     assert class_label("cat", 0) == "cat"
     assert class_label("a very long name", 0, 8) == "a very…"
+    assert class_label("A VERY LONG NAME", 0, 8) == "A VER…"  # capitals are broad
     assert class_label("猫", 2) == "#3"
     assert class_label("", 0) == "#1"
     assert task_label(0, "task-01", ["cat", "dog"], 0) == "1: cat, dog"

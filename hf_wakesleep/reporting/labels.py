@@ -14,12 +14,12 @@ def class_label(name: str, number: int, length: int = 14) -> str:
     Args:
         name (`str`): The name.
         number (`int`): Which class it is, from 0; shown from 1.
-        length (`int`, defaults to 14): Most characters.
+        length (`int`, defaults to 14): Most characters, of which capitals and other broad ones count half more.
     """
     text = " ".join(name.split())
     if not text or not all(ord(character) in _written_by_font() for character in text):
         return f"#{number + 1}"
-    text = text if len(text) <= length else text[: length - 1].rstrip() + "…"
+    text = text if _width(text) <= length else _start(text, length - 1).rstrip() + "…"
     return text.replace("$", r"\$")  # else two of them enclose a formula
 
 
@@ -56,6 +56,14 @@ def size_label(num_bytes: int) -> str:
         if num_bytes >= 0.9995 * unit:  # rounded, it is one
             return f"{num_bytes / unit:#.3g}".rstrip(".") + f" {name}"
     return f"{num_bytes} B"
+
+
+def _width(text: str) -> float:
+    return sum(1.5 if character.isupper() or character in "mw@%" else 1 for character in text)
+
+
+def _start(text: str, length: int) -> str:
+    return next(text[:stop] for stop in range(len(text), -1, -1) if _width(text[:stop]) <= length)
 
 
 @cache

@@ -72,7 +72,7 @@ def draw_tasks(axes: Axes, history: History) -> None:
             text = "–" if np.isnan(value) else f"{value:.0f}"
             axes.text(column + 1, row + 1, text, ha="center", va="center", color=colour, fontsize=SMALL)
     _name_tasks(axes, history)
-    hint = "yellow is best" if size <= MOST_TASK_NUMBERS else "with that now"
+    hint = "yellow is best" if size <= MOST_TASK_NUMBERS else "numbers: now"
     _title(axes, f"Accuracy on each task's classes (%), {hint}")
     _number_tasks(axes, size)
 
@@ -166,8 +166,8 @@ def _name_classes(axes: Axes, history: History) -> None:
     for draw in (axes.hlines, axes.vlines):
         draw([-0.5, *inner, size - 0.5], -0.5, size - 0.5, colors=LINES, linewidth=width)
     axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))
-    shown = [number for number, (first, stop) in enumerate(groups) if first < stop] if len(groups) > 1 else []
-    for number in shown[:: max(1, -(-len(shown) // MOST_TASKS))]:
+    shown = [number for number, (first, stop) in enumerate(groups) if first < stop]
+    for number in shown[:: -(-len(shown) // MOST_TASKS)] if len(shown) > 1 else ():
         middle = (sum(groups[number]) - 1) / 2
         text = f"task {number + 1}" if len(shown) <= 8 else str(number + 1)
         axes.annotate(

@@ -32,7 +32,7 @@ FEW_CLASSES, MOST_OF_FEW = (
 )
 MANY_CLASSES = (
     (16.0, 10.6),
-    ((1.75, 7.6, 4.0, 1.9), (1.75, 3.3, 4.0, 3.4), (1.75, 0.5, 4.0, 1.7), (7.3, 1.0, 8.55, 8.55)),
+    ((1.75, 7.6, 4.0, 1.9), (1.75, 3.3, 4.0, 3.4), (1.75, 0.5, 4.0, 1.7), (7.35, 1.1, 8.45, 8.45)),
 )
 
 
@@ -63,15 +63,18 @@ def plot_synapses(parts: dict[str, float], entries: dict[str, int]) -> Figure:
         parts (`dict[str, float]`): Share of each part that is frozen.
         entries (`dict[str, int]`): Number of weights of each part.
     """
-    figure = Figure(figsize=(8, 1.2 + 0.25 * len(parts)), layout="constrained")
-    axes = figure.subplots()
-    bars = axes.barh(list(parts), [100 * share for share in parts.values()])
+    height, left = 1.2 + 0.25 * len(parts), 0.3 + 0.09 * max(map(len, parts))  # in inches
+    figure = Figure(figsize=(left + 6, height), dpi=100)
+    axes = figure.add_axes((left / (left + 6), 0.6 / height, 5.8 / (left + 6), 1 - 1.0 / height))
+    bars = axes.barh(list(parts), [100 * share for share in parts.values()], color="#0072B2")
     labels = [
         f"{100 * share:.2f} ({round(share * entries[part]):,} of {entries[part]:,})" for part, share in parts.items()
     ]
     axes.bar_label(bars, labels, padding=3)
     axes.invert_yaxis()
-    axes.set(title="frozen", xlabel="% of the weights of a part", xlim=(0, 1.6 * max(100 * max(parts.values()), 1)))
+    axes.set(
+        title="Frozen weights", xlabel="% of the weights of a part", xlim=(0, 1.6 * max(100 * max(parts.values()), 1))
+    )
     return figure
 
 
@@ -109,7 +112,7 @@ def _headline(history: History) -> str:
     summary, last = history.summary(), history.records[-1]
     tasks, classes = len(history), len(history.classes)
     parts = [
-        f"{tasks} task{'s' if tasks > 1 else ''}, {classes} class{'es' if classes > 1 else ''}",
+        f"{tasks} task{'s' if tasks > 1 else ''}, {classes:,} class{'es' if classes > 1 else ''}",
         f"accuracy {percent(summary['pooled_accuracy'])}",
         f"forgetting {percent(summary['forgetting'])}",
         f"memory {size_label(last.memory_bytes['total'])} with {last.num_codes:,} codes",
