@@ -107,6 +107,16 @@ def test_the_confusion_matrix_holds_shares_of_each_class():
     assert {"75", "25", "100", "task 1", "task 2"} <= {text.get_text() for text in axes.texts}
 
 
+def test_the_classes_that_are_most_often_confused_are_named_as_far_as_there_is_room():
+    history = long_history(2, 4)
+    history.confusion = [[0, 0, 9], [0, 2, 1], [1, 3, 5], [2, 2, 9], [3, 0, 2], [3, 1, 1]]
+    text = plot_history(history).axes[3].texts[-1].get_text()
+    assert text.endswith(": class 1 → class 3 (5), class 3 → class 0 (2)")
+    history.records[0].new_classes[:], history.records[1].new_classes[:] = ["a", "b"], ["c", "d"]
+    text = plot_history(history).axes[3].texts[-1].get_text()
+    assert text.endswith(": b → d (5), d → a (2), a → c (1)")
+
+
 def test_many_classes_share_cells_of_a_confusion_matrix():
     axes = plot_history(long_history(4, 1000)).axes[3]
     matrix = np.abs(axes.images[0].get_array())

@@ -32,6 +32,7 @@ RIGHT_OR_WRONG = ListedColormap(
 MOST_CELLS, MOST_NAMES, MOST_NUMBERS = 200, 100, 20  # of a confusion matrix: a side of cells, with names, with numbers
 MOST_TASKS, MOST_TASK_NUMBERS = 25, 12  # of tasks: labelled, with numbers in cells
 TEXT, SMALL = 9, 7.5  # sizes of fonts, in points
+WIDEST = 98  # characters of a small line above a confusion matrix
 
 
 def draw_curves(axes: Axes, history: History) -> None:
@@ -143,15 +144,18 @@ def draw_confusion(axes: Axes, history: History) -> None:
     _name_classes(axes, history)
     total = int(entries[:, 2].sum())
     _title(axes, f"True class (row) and answer (column), % of the row; {total:,} images", rows=2)
-    subtitle = f"blue is right, orange wrong, grey without images{_most_confused(history, entries)}"
+    legend = "blue is right, orange wrong" + (", grey unknown" if np.isnan(shares).any() else "")
+    subtitle = legend + _most_confused(history, entries, WIDEST - len(legend))
     axes.annotate(subtitle, (0, 1), (0, 17), "axes fraction", "offset points", fontsize=SMALL, va="bottom")
 
 
-def _most_confused(history: History, entries: np.ndarray) -> str:
+def _most_confused(history: History, entries: np.ndarray, length: int) -> str:
+    """Return up to three pairs of classes that are most often confused, as many as fit into some characters."""
     wrong = sorted(entries[entries[:, 0] != entries[:, 1]].tolist(), key=lambda entry: (-entry[2], entry))[:3]
     names = history.classes
     pairs = [f"{class_label(names[a], a)} → {class_label(names[b], b)} ({count})" for a, b, count in wrong]
-    return f"; most often: {', '.join(pairs)}" if pairs else ""
+    texts = [f"; most often: {', '.join(pairs[:count])}" for count in range(len(pairs), 0, -1)]
+    return next((text for text in texts if len(text) <= length), "")
 
 
 def _name_classes(axes: Axes, history: History) -> None:
