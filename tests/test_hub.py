@@ -21,6 +21,8 @@ from sklearn.datasets import load_digits
 
 from hf_wakesleep.stages.hub import Outbox, Publisher, push_pending
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 MODULE = ROOT / "hf_wakesleep" / "reporting" / "evaluate_modules" / "continual_learning"
 TRAIN = str(ROOT / "examples" / "train_cil.py")
