@@ -3,14 +3,15 @@
 import gc
 import os
 import tempfile
-from pathlib import Path
+
+from paths import ROOT, TESTS
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_wakesleep_tests_")
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("TEST_CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # three workers share two cores: some tests wait
 os.environ["PYTHONPATH"] = os.pathsep.join(  # of programs that tests start
-    [str(Path(__file__).parent / "children"), str(Path(__file__).parents[1])]
+    [str(TESTS / "children"), str(ROOT)]
 )
 
 import numpy as np
@@ -36,7 +37,6 @@ settings.register_profile("fixed", derandomize=True, deadline=None, max_examples
 settings.load_profile("fixed")
 gc.freeze()  # every task ends with a collection, which else goes through all that was imported: half a second
 
-TESTS = Path(__file__).parent
 NAMES = ["0", "1", "2", "3"]  # of the classes of `digits`
 PARTS = 4  # that long tests are cut into, for workers to share
 
@@ -65,6 +65,12 @@ def make_images(labels, names, *, side=8, seed=0) -> Dataset:
     pixels = np.random.default_rng(seed).integers(0, 256, (len(labels), side, side), dtype=np.uint8)
     features = Features({"image": Image(), "label": ClassLabel(names=list(names))})
     return Dataset.from_dict({"image": list(pixels), "label": list(labels)}, features=features)
+
+
+def images_of(count, seed=0, side=8) -> torch.Tensor:
+    """Return random images in colour, uint8 of shape (count, 3, side, side)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
 
 
 def digits_of(classes, per_class) -> Dataset:

@@ -9,6 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from paths import EXAMPLES
+
 _PRELOADED = [
     "hf_wakesleep.learning.trainer",
     "hf_wakesleep.codecs.learned.codec",
@@ -39,6 +41,13 @@ def run_script(script: Path, *args: str, cwd: Path) -> subprocess.CompletedProce
         process.join()
         printed = [Path(folder, name).read_text() for name in ("stdout", "stderr")]
     return subprocess.CompletedProcess([script, *args], process.exitcode, *printed)
+
+
+def run_example(name: str, *args: str, cwd: Path, succeeds: bool = True) -> subprocess.CompletedProcess:
+    """Run one of the examples, which must end well or, where it is to fail, must not."""
+    done = run_script(EXAMPLES / name, *args, cwd=cwd)
+    assert (done.returncode == 0) == succeeds, done.stderr[-3000:]
+    return done
 
 
 def _run(script: Path, args: tuple[str, ...], cwd: Path, folder: Path) -> None:

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from conftest import FAST, PARTS, digits_of
+from conftest import FAST, PARTS, digits_of, images_of
 from forgeries import ABSURD, CODES, CONFIG, FORGERIES, HISTORY, MEMORY, WEIGHTS, reseal
-from test_memory import images_of
 from transformers import AutoModelForImageClassification, ViTConfig, set_seed
 
 from hf_wakesleep import (

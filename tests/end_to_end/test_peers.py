@@ -1,29 +1,22 @@
 """The peers of examples/benchmarks/cil.py: their formulas against slow, obvious references, and a short run of all."""
 
-import importlib
 import json
 import sys
 from dataclasses import replace
 
+import cil
+import cil_benchmarks
+import cil_data
+import cil_runs
 import numpy as np
 import pytest
 import torch
 from conftest import digits_of
-from test_examples import EXAMPLES, run
+from forked import run_example
+from peers import PEERS, frozen, icarl, learner, rehearsal, slca, smc, store
 from torch.nn import functional as F
 
 pytestmark = pytest.mark.slow
-
-BENCHMARKS = EXAMPLES / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-frozen, icarl, learner, rehearsal, slca, smc, store = (
-    importlib.import_module(f"peers.{name}")
-    for name in ("frozen", "icarl", "learner", "rehearsal", "slca", "smc", "store")
-)
-PEERS = importlib.import_module("peers").PEERS
-cil, cil_benchmarks, cil_data, cil_runs = map(
-    importlib.import_module, ("cil", "cil_benchmarks", "cil_data", "cil_runs")
-)
 
 RECIPE = learner.Recipe(
     learning_rate=3e-3,
@@ -260,7 +253,7 @@ def test_costs_of_smc_grow_with_the_tasks(make_learner):
 def test_a_grid_is_run_once_and_reported(tmp_path, monkeypatch, capsys):
     command = ["benchmarks/cil.py", "--quiet", "--images_per_task", "96", "--output_dir", "out"]
     ours = ["--set", "sleep_steps=2", "num_train_epochs=1", "--name", "short"]
-    done = run(*command, *ours, "--methods", "wakesleep", "slda", "--seeds", "1", cwd=tmp_path)
+    done = run_example(*command, *ours, "--methods", "wakesleep", "slda", "--seeds", "1", cwd=tmp_path)
     assert (tmp_path / "out" / "cil.md").read_text().split("\n\n")[0] in done.stdout
     assert not (tmp_path / "out" / "stages").exists()
     more = ["--methods", "replay", "slda", "--budgets", "60KB", "100KB", "--seeds", "1", "2"]
@@ -296,4 +289,4 @@ def test_the_domains_of_a_benchmark_are_its_images_turned(tmp_path):
 
 def test_peers_that_need_new_classes_learn_no_domains(tmp_path):
     command = ["benchmarks/cil.py", "--benchmark", "R", "--methods", "icarl", "replay"]
-    assert "icarl cannot learn tasks without new classes" in run(*command, cwd=tmp_path, succeeds=False).stderr
+    assert "icarl cannot learn tasks without new classes" in run_example(*command, cwd=tmp_path, succeeds=False).stderr

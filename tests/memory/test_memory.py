@@ -5,17 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import images_of
 from datasets import load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_wakesleep import CodecError, MemoryBytes, RawCodec, SemiParametricMemory, WebPCodec
 from hf_wakesleep.memory.table import INDEX_BYTES
-
-
-def images_of(count, seed=0, side=8):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
 
 
 def filled(budget=None, per_class=(5, 5, 5), codec=None):

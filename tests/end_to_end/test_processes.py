@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import EXAMPLES
 from process_group import STOPPED_AFTER, launch, run
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "train_cil.py"
-LAUNCH_FILES = EXAMPLE.parent / "accelerate"
+EXAMPLE = EXAMPLES / "train_cil.py"
+LAUNCH_FILES = EXAMPLES / "accelerate"
 
 
 @pytest.mark.parametrize("plasticity", ["full", "head", "lora"])

@@ -1,6 +1,6 @@
 """Damaged and forged stages: one clear error or the exact right result; never a crash, a hang or a wrong load.
 
-A sample runs by default, 2,000 stages and every forgery with `pytest tests/test_mutations.py --full`.
+A sample runs by default, 2,000 stages and every forgery with `pytest tests/end_to_end/test_mutations.py --full`.
 """
 
 import resource
@@ -8,10 +8,10 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torture
 from conftest import PARTS
 from forgeries import FORGERIES, reseal
 from mutations import Mutation, fingerprints, make_subjects, mutated, verdict
-from test_torture import torture
 
 pytestmark = pytest.mark.slow
 

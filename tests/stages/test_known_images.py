@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import make_images
 from datasets import DatasetDict, Value
-from test_history import make_history
+from histories import make_history
 
 from hf_wakesleep import ClassIncrementalStream, ContinualTrainer, TaskStream, WakeSleepForImageClassification
 from hf_wakesleep.data.columns import label_array

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import digits_of
-from forked import run_script
+from forked import run_example
+from paths import EXAMPLES
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
@@ -18,19 +19,12 @@ from hf_wakesleep import LearnedNetworks, SemiParametricMemory, WakeSleepForImag
 
 pytestmark = pytest.mark.slow
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 SHORT = ["--num_train_epochs", "1", "--disable_tqdm", "true"]
 SHORT_SLEEP = ["--sleep_steps", "3"]
 
 
-def run(script, *args, cwd, succeeds=True) -> subprocess.CompletedProcess:
-    done = run_script(EXAMPLES / script, *args, cwd=cwd)
-    assert (done.returncode == 0) == succeeds, done.stderr[-3000:]
-    return done
-
-
 def train(cwd, *args, succeeds=True):
-    return run("train_cil.py", *SHORT, *args, cwd=cwd, succeeds=succeeds)
+    return run_example("train_cil.py", *SHORT, *args, cwd=cwd, succeeds=succeeds)
 
 
 def test_the_main_job_runs_without_arguments_and_learns(tmp_path):
@@ -98,19 +92,19 @@ def test_wrong_arguments_end_with_one_clear_line(tmp_path):
 def test_methods_are_compared_over_seeds(tmp_path):
     args = ["benchmarks/compare.py", "--methods", "finetune", "lda", "--seeds", "1", "2", "--output_dir", "cmp"]
     args += ["--", *SHORT, "--num_tasks", "2"]
-    done = run(*args, cwd=tmp_path)
+    done = run_example(*args, cwd=tmp_path)
     table = (tmp_path / "cmp" / "compare.md").read_text()
     assert table.splitlines()[2].startswith("| finetune |")
     assert " ± " in table
     assert table.strip() in done.stdout
     assert (tmp_path / "cmp" / "compare.png").exists()
-    assert "task-01" not in run(*args, cwd=tmp_path).stdout  # nothing is run again
+    assert "task-01" not in run_example(*args, cwd=tmp_path).stdout  # nothing is run again
 
 
 def test_a_codec_is_trained_and_fits_the_package(tmp_path):
     digits_of(range(2), 8).to_parquet(tmp_path / "digits.parquet")
     args = ["--dataset_name", "parquet", "--data_files", "digits.parquet", "--max_steps", "3", "--count_batches", "1"]
-    run("train_codec.py", *args, cwd=tmp_path)
+    run_example("train_codec.py", *args, cwd=tmp_path)
     assert not (tmp_path / "codec.safetensors.checkpoint").exists()
     LearnedNetworks().unpack(load_file(tmp_path / "codec.safetensors"))
 
@@ -120,7 +114,7 @@ def test_a_learned_memory_is_written_and_inspected_beside_its_originals(tmp_path
     data.to_parquet(tmp_path / "train.parquet")
     args = ["--train_file", "train.parquet", "--test_file", "train.parquet", "--num_tasks", "2", "--codec", "learned"]
     train(tmp_path, *args, "--codec_fit_steps", "2", "--codec_target_bytes", "30", *SHORT_SLEEP, "--output_dir", "out")
-    done = run("inspect_memory.py", "out/task-02", "--data_files", "train.parquet", cwd=tmp_path)
+    done = run_example("inspect_memory.py", "out/task-02", "--data_files", "train.parquet", cwd=tmp_path)
     assert "24 codes by 'learned'" in done.stdout
     assert "originals above their memories" in done.stdout
     with Image.open(tmp_path / "memory.png") as picture:
@@ -130,7 +124,7 @@ def test_a_learned_memory_is_written_and_inspected_beside_its_originals(tmp_path
 def test_rate_and_distortion_of_all_codecs_are_compared(tmp_path):
     digits_of(range(2), 4).to_parquet(tmp_path / "test.parquet")
     args = ["--data_files", "test.parquet", "--image_size", "32", "--count", "4", "--output_dir", "out"]
-    done = run("benchmarks/rate_distortion.py", *args, cwd=tmp_path)
+    done = run_example("benchmarks/rate_distortion.py", *args, cwd=tmp_path)
     curves = json.loads((tmp_path / "out" / "rate_distortion.json").read_text())["curves"]
     assert set(curves) == {"learned", "WebP", "JPEG", "AVIF"}
     assert all(size > 0 for curve in curves.values() for size, _ in curve)
@@ -139,7 +133,7 @@ def test_rate_and_distortion_of_all_codecs_are_compared(tmp_path):
 
 def test_the_cost_of_decoding_is_a_share_of_a_step(tmp_path):
     args = ["--batch_size", "2", "--image_size", "32", "--repetitions", "1"]
-    done = run("benchmarks/decoding.py", *args, cwd=tmp_path)
+    done = run_example("benchmarks/decoding.py", *args, cwd=tmp_path)
     assert [line.split(" | ")[0] for line in done.stdout.splitlines()[3:5]] == ["| learned", "| webp"]
 
 
@@ -152,7 +146,7 @@ def test_selections_are_compared_over_class_orders(tmp_path):
     files = ["--train_file", "digits.parquet", "--test_file", "digits.parquet", "--backbone", "vit"]
     grid = ["--image_size", "8", "--num_tasks", "2", "--budgets", "4000", "5000", "--seeds", "1", "2"]
     grid += ["--codecs", "webp:1", "learned:40"]
-    run("benchmarks/selection.py", *files, *grid, "--output_dir", "out", cwd=tmp_path)
+    run_example("benchmarks/selection.py", *files, *grid, "--output_dir", "out", cwd=tmp_path)
     found = json.loads((tmp_path / "out" / "selection.json").read_text())
     assert {name.split(", ")[1] for name in found} == {"reservoir", "sample", "herding"}
     assert [name.split(" ")[0] for name in found] == ["webp:1"] * 3 + ["learned:40"] * 3
@@ -280,13 +274,13 @@ def learned(folder) -> list[dict]:
 
 
 def test_a_stage_is_taught_its_next_task_with_its_own_seed_codec_and_sizes(tmp_path, stage):
-    run("continue_from_hub.py", str(stage), *CONTINUE, "--output_dir", "next", cwd=tmp_path)
+    run_example("continue_from_hub.py", str(stage), *CONTINUE, "--output_dir", "next", cwd=tmp_path)
     whole = load_file(stage.parent / "task-03" / "model.safetensors")
     here = load_file(tmp_path / "next" / "task-03" / "model.safetensors")
     assert all(here[name].equal(value) for name, value in whole.items())
     again = [str(stage), *CONTINUE, "--output_dir", "next"]
-    assert "holds another run" in error_of(run("continue_from_hub.py", *again, cwd=tmp_path, succeeds=False))
-    run("continue_from_hub.py", *again, "--resume_from_checkpoint", "true", cwd=tmp_path)
+    assert "holds another run" in error_of(run_example("continue_from_hub.py", *again, cwd=tmp_path, succeeds=False))
+    run_example("continue_from_hub.py", *again, "--resume_from_checkpoint", "true", cwd=tmp_path)
 
 
 def test_a_stage_is_taught_all_new_classes_of_a_folder_at_once(tmp_path, stage):
@@ -294,11 +288,11 @@ def test_a_stage_is_taught_all_new_classes_of_a_folder_at_once(tmp_path, stage):
     args = [str(stage), *CONTINUE, "--image_folder", "images"]
     for more, sizes in (([], [3]), (["--classes_per_task", "1", "2"], [1, 2])):
         out = f"next{len(more)}"
-        done = run("continue_from_hub.py", *args, *more, "--output_dir", out, cwd=tmp_path)
+        done = run_example("continue_from_hub.py", *args, *more, "--output_dir", out, cwd=tmp_path)
         assert [len(record["new_classes"]) for record in learned(tmp_path / out)] == sizes
     assert "Accuracy is unknown for 5 of 8 classes" in done.stdout
     args += ["--num_tasks", "4", "--output_dir", "bad"]
-    line = error_of(run("continue_from_hub.py", *args, cwd=tmp_path, succeeds=False))
+    line = error_of(run_example("continue_from_hub.py", *args, cwd=tmp_path, succeeds=False))
     assert line == "`--num_tasks` must lie in 1..3, the number of new classes, got 4."
 
 
@@ -306,7 +300,7 @@ def test_known_classes_in_a_folder_are_more_images_of_them(tmp_path, stage):
     known = json.loads((stage / "history.json").read_text())["classes"]
     save_images(tmp_path / "images", [known[0], known[3], "bee"])
     args = [str(stage), *CONTINUE, "--image_folder", "images", "--output_dir", "next"]
-    run("continue_from_hub.py", *args, cwd=tmp_path)
+    run_example("continue_from_hub.py", *args, cwd=tmp_path)
     (record,) = learned(tmp_path / "next")
     assert record["name"] == "task-03"
     assert record["new_classes"] == ["bee"]
@@ -319,7 +313,7 @@ def test_known_classes_in_a_folder_are_more_images_of_them(tmp_path, stage):
 
 def test_a_stage_without_memory_is_taught_without(tmp_path):
     train(tmp_path, "--method", "finetune", "--num_train_epochs", "1", "--output_dir", "out")
-    run("continue_from_hub.py", "out/task-01", *SHORT, "--output_dir", "next", cwd=tmp_path)
+    run_example("continue_from_hub.py", "out/task-01", *SHORT, "--output_dir", "next", cwd=tmp_path)
     assert (tmp_path / "next" / "task-02").is_dir()
     assert not (tmp_path / "next" / "task-02" / "memory").exists()
 
@@ -336,7 +330,7 @@ def test_a_stage_without_memory_is_taught_without(tmp_path):
 )
 def test_what_a_stage_cannot_be_taught_is_one_line(tmp_path, stage, args, message):
     args = [arg.format(stage=stage, folder=stage.parent) for arg in args]
-    done = run("continue_from_hub.py", *args, *CONTINUE, "--output_dir", "next", cwd=tmp_path, succeeds=False)
+    done = run_example("continue_from_hub.py", *args, *CONTINUE, "--output_dir", "next", cwd=tmp_path, succeeds=False)
     assert message in error_of(done)
 
 
@@ -345,7 +339,7 @@ def test_test_images_of_known_classes_tell_what_becomes_of_their_tasks(tmp_path,
     for split, count in (("train", 6), ("test", 3)):
         save_images(tmp_path / "images" / split, [known[0], "bee"], count)
     args = [str(stage), *CONTINUE, "--image_folder", "images", "--output_dir", "next"]
-    assert "Accuracy is unknown for 4 of 6 classes" in run("continue_from_hub.py", *args, cwd=tmp_path).stdout
+    assert "Accuracy is unknown for 4 of 6 classes" in run_example("continue_from_hub.py", *args, cwd=tmp_path).stdout
     (record,) = learned(tmp_path / "next")
     assert (record["evaluated_images"], record["num_unevaluated"]) == ([3, 0, 3], 4)
     assert [value is None for value in record["accuracy"]] == [False, True, False]
@@ -357,7 +351,7 @@ def test_test_images_of_known_classes_alone_are_those_of_their_tasks(tmp_path, s
     save_images(tmp_path / "images" / "train", ["bee"], 6)
     save_images(tmp_path / "images" / "test", ["bee", *known], 3)
     args = [str(stage), *CONTINUE, "--image_folder", "images", "--output_dir", "next"]
-    run("continue_from_hub.py", *args, cwd=tmp_path)
+    run_example("continue_from_hub.py", *args, cwd=tmp_path)
     (record,) = learned(tmp_path / "next")
     assert record["new_classes"] == record["classes"] == ["bee"]
     assert record["evaluated_images"] == [6, 9, 3]
@@ -367,5 +361,7 @@ def test_test_images_of_known_classes_alone_are_those_of_their_tasks(tmp_path, s
 def test_a_stage_of_other_classes_is_not_taught_digits(tmp_path):
     save_images(tmp_path / "images", ["ape", "bee"], 8)
     train(tmp_path, *SHORT_SLEEP, "--image_folder", "images", "--num_tasks", "1", "--output_dir", "out")
-    line = error_of(run("continue_from_hub.py", "out/task-01", "--output_dir", "x", cwd=tmp_path, succeeds=False))
+    line = error_of(
+        run_example("continue_from_hub.py", "out/task-01", "--output_dir", "x", cwd=tmp_path, succeeds=False)
+    )
     assert line.startswith("Expected images to teach, such as `--image_folder DIR`")

@@ -4,16 +4,15 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import digits_of
 from forked import run_script
+from paths import ROOT
 from transformers import AutoModel, TimmWrapperConfig
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
 SHORTER = {  # what makes the Python of the README quick
     "image_size=96": "image_size=16",
     "sleep_steps=40": "sleep_steps=3, num_train_epochs=1, disable_tqdm=True",

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_images
-from test_history import make_history
+from histories import make_history
 
 from hf_wakesleep import (
     ClassIncrementalStream,

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damage import damaged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
-from test_codec import damaged
 
 from hf_wakesleep import CodecError, LearnedCodec, SemiParametricMemory
 from hf_wakesleep.codecs.learned.codec import WEIGHTS_FOLDER, _Header

@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from damage import damaged
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -65,20 +66,6 @@ def test_bytes_that_are_no_code_are_one_kind_of_error(name, code, seals):
         code = sealed(code)
     with pytest.raises(CodecError, match="Expected"):
         make_codec(name).decode([code])
-
-
-def damaged(code: bytes, generator: np.random.Generator) -> bytes:
-    """Return a code with some bits turned, a part cut out, or a part overwritten or put in."""
-    content, kind = bytearray(code), generator.integers(4)
-    start, end = sorted(generator.integers(len(code) + 1, size=2))
-    if kind == 0:
-        for place in generator.integers(len(code), size=generator.integers(1, 5)):
-            content[place] ^= 1 << generator.integers(8)
-    elif kind == 1:
-        del content[start:end]
-    else:
-        content[start : end if kind == 2 else start] = generator.bytes(end - start)
-    return bytes(content)
 
 
 @pytest.mark.parametrize("name", sorted(CODECS))

@@ -1,11 +1,8 @@
 """Backbones of every shape: pooling and width that fit, what is refused, and nothing cached that could be stale."""
 
-import importlib
-import sys
-
+import backbones
 import pytest
 import torch
-from test_examples import EXAMPLES
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -19,8 +16,6 @@ from transformers import (
 from hf_wakesleep import WakeSleepConfig, WakeSleepForImageClassification
 from hf_wakesleep.model.backbone_wakesleep import BackboneCall, find_pooling, pool
 
-sys.path.insert(0, str(EXAMPLES / "benchmarks"))
-backbones = importlib.import_module("backbones")
 WORKING = {  # what stands for its family: pooling and width
     "vit": ("cls", 32),
     "beit": ("cls", 32),

@@ -14,19 +14,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import TESTS
 from hub_endpoint import HubEndpoint, client_environment
 from huggingface_hub import ModelCard
+from paths import EXAMPLES, ROOT, TESTS
 from sklearn.datasets import load_digits
 
 from hf_wakesleep.stages.hub import Outbox, Publisher, push_pending
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
 MODULE = ROOT / "hf_wakesleep" / "reporting" / "evaluate_modules" / "continual_learning"
-TRAIN = str(ROOT / "examples" / "train_cil.py")
-CONTINUE = str(ROOT / "examples" / "continue_from_hub.py")
+TRAIN = str(EXAMPLES / "train_cil.py")
+CONTINUE = str(EXAMPLES / "continue_from_hub.py")
 SHORT = ["--num_train_epochs", "1", "--sleep_steps", "10", "--num_tasks", "3", "--disable_tqdm", "true"]
 SHORT += ["--augmentation", "crop"]
 REPO = "local/digits"

@@ -1,12 +1,9 @@
 """Pretrained backbones: the right tower, all weights, the right size of image, or one clear error."""
 
-import importlib
-import sys
-
+import backbones
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_examples import EXAMPLES
 from transformers import (
     AutoModel,
     CLIPImageProcessor,
@@ -20,8 +17,6 @@ from transformers import (
 
 from hf_wakesleep import WakeSleepConfig, WakeSleepForImageClassification
 
-sys.path.insert(0, str(EXAMPLES / "benchmarks"))
-backbones = importlib.import_module("backbones")
 from_backbone = WakeSleepForImageClassification.from_backbone
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 PROCESSOR = ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.1, 0.2, 0.3])

@@ -2,17 +2,11 @@
 
 import os
 import signal
-import sys
 import time
-from pathlib import Path
 
 import pytest
-
-BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
-import torture  # noqa: E402
-from torture_kills import Kill, Run, kill_runs, set_costs  # noqa: E402
+import torture
+from torture_kills import Kill, Run, kill_runs, set_costs
 
 pytestmark = pytest.mark.slow
 

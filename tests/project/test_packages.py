@@ -9,8 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 TOOLS = ["build>=1.2", "hatchling>=1.27"]
 NEEDED = [  # what is no module
     "codecs/learned/weights/natural-1.safetensors",

@@ -1,11 +1,10 @@
 """A pretrained ViT on photographs, where such files stand beside the project; skipped elsewhere."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from datasets import load_dataset
+from paths import ROOT
 
 from hf_wakesleep import (
     ClassIncrementalStream,
@@ -20,7 +19,7 @@ from hf_wakesleep.learning.drift import landmark_features
 from hf_wakesleep.learning.lda import update_lda
 from hf_wakesleep.learning.sleep import consolidate
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = ROOT.parent / "shared"
 PHOTOS = SHARED / "data" / "caltech101"
 BACKBONE = SHARED / "weights" / "vit_tiny_patch16_224"
 

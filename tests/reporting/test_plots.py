@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from histories import make_history
 from matplotlib.colors import to_rgba
 from PIL import Image
-from test_history import make_history
 
 from hf_wakesleep import History
 from hf_wakesleep.reporting.history import TaskRecord

@@ -4,12 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from hf_wakesleep import ContinualTrainingArguments
 from hf_wakesleep.learning.arguments import FIXED, REFUSED_OPTIMIZERS
 from hf_wakesleep.learning.classifier_trainer import REFUSED
 
-ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("**/README.md")])
 ARGUMENTS = ROOT / "docs" / "arguments.md"
 

@@ -5,7 +5,6 @@ import json
 import math
 import re
 from dataclasses import fields, replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +13,7 @@ from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
+from paths import ROOT
 
 import hf_wakesleep
 from hf_wakesleep import ContinualTrainingArguments, History, RawCodec, SemiParametricMemory, WebPCodec
@@ -409,7 +409,7 @@ def test_its_words_are_those_of_the_project(make_facts):
     )
 
 
-@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("model_cards/*/*.json")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(ROOT.glob("model_cards/*/*.json")), ids=lambda p: p.stem)
 def test_the_cards_of_the_reference_runs_are_what_their_facts_give(path):
     facts = CardFacts.from_dict(json.loads(path.read_text(encoding="utf-8")))
     assert render_model_card(facts).encode() == path.with_suffix(".md").read_bytes()

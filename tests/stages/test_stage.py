@@ -1,7 +1,7 @@
 """Stages and checkpoints in an output folder."""
 
 import pytest
-from test_history import make_history
+from histories import make_history
 
 from hf_wakesleep import RawCodec, SemiParametricMemory
 from hf_wakesleep.data.images import make_image_processor
