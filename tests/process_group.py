@@ -152,8 +152,8 @@ def _befall(trainer, accidents: tuple[str, ...]) -> None:
     if "leave" in accidents:  # one process changes a weight for itself
         trainer.sleep = lambda: trainer.model.head.classifier.bias.data.add_(rank)
     if "break" in accidents:  # one process has an infinite loss
-        watch = trainer.guard.watch
-        trainer.guard.watch = lambda loss: watch(loss / (rank or trainer.state.global_step != 3))
+        watch = trainer.check.watch
+        trainer.check.watch = lambda loss: watch(loss / (rank or trainer.state.global_step != 3))
     if "noise" in accidents and rank == 1:  # one process sums features to other bits
         from hf_wakesleep.model.head_wakesleep import LinearDiscriminant
 

@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-import torch
+from peft import LoraConfig
 from torch import distributed
 from transformers import TrainingArguments
 
 from ..codecs.learned.networks import FIT_LAYERS
 from ..codecs.registry import CODECS
 from ..memory.budget import parse_bytes
+from .lora import default_lora_config
+from .sleep_config import SleepConfig
 
 MOST = 2**31 - 1
 WHOLE = {
@@ -447,11 +449,43 @@ class ContinualTrainingArguments(TrainingArguments):
         """All kinds of plasticity of a run."""
         return {self.wake_plasticity_of(0), self.wake_plasticity, self.sleep_plasticity}
 
-    def autocast(self, device: torch.device) -> torch.autocast:
-        """Return the context in which features are computed, awake and asleep: that of training."""
-        types = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        dtype = types.get(self.mixed_precision)
-        return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+    def sleep_config(self, task: int = 0, lora_config: LoraConfig | None = None) -> SleepConfig:
+        """Return how the sleep after a task goes.
+
+        Args:
+            task (`int`, defaults to 0): Number of the task, from 0.
+            lora_config (`peft.LoraConfig`, *optional*): Factors that plasticity `"lora"` trains, instead of those of
+                rank `lora_rank` in all linear layers.
+        """
+        return SleepConfig(
+            steps=self.sleep_steps,
+            batch_size=self.sleep_batch_size,
+            learning_rate=self.sleep_learning_rate,
+            backbone_learning_rate_ratio=self.backbone_learning_rate_ratio,
+            lr_scheduler_type=self.sleep_lr_scheduler_type,
+            weight_decay=self.weight_decay,
+            adam_betas=(self.adam_beta1, self.adam_beta2),
+            adam_epsilon=self.adam_epsilon,
+            max_grad_norm=self.max_grad_norm,
+            label_smoothing=self.label_smoothing_factor,
+            average=self.sleep_average,
+            plasticity=self.sleep_plasticity,
+            lora_config=lora_config or default_lora_config(self.lora_rank),
+            cycles=self.sleep_cycles,
+            rem_share=self.rem_share,
+            augmentation=self.augmentation,
+            crop_scale=self.crop_scale,
+            held_out_share=self.held_out_share,
+            lda_weight=self.lda_weight,
+            lda_update=self.lda_update if self.trains_backbone(task) else "keep",
+            freeze_fraction=self.freeze_fraction,
+            importance_images=self.importance_images,
+            rng_key=(self.seed, task),
+            eval_batch_size=self.per_device_eval_batch_size,
+            mixed_precision=self.mixed_precision,
+            non_finite_loss=self.non_finite_loss,
+            shows_progress=self.shows_progress,
+        )
 
     @property
     def shows_progress(self) -> bool:

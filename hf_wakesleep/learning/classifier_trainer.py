@@ -23,10 +23,10 @@ from ..stages.hub import Publisher
 from ..storage.atomic import check_writable, disk_advice, replace_folder, temporary_name
 from ..storage.lock import folder_lock
 from .arguments import ContinualTrainingArguments
+from .distributed import check_sharding, load_full_state
 from .lora import load_factors, read_factors, save_factors, without_factors
 from .plasticity import parameter_groups
 from .replay import Replay
-from .shards import check_sharding, load_whole
 
 logger = logging.get_logger(__name__)
 
@@ -86,7 +86,8 @@ class ClassifierTrainer(Trainer):
             processing_class=self.reader.processor,
             **kwargs,
         )
-        check_sharding(self.accelerator, args)
+        unsharded_only = {name: getattr(args, name) for name in ("sleep_average", "sleep_every_n_steps")}
+        check_sharding(self.accelerator, unsharded_only)
         self._check_optimizer()
 
     def _check_optimizer(self) -> None:
@@ -285,7 +286,7 @@ class ClassifierTrainer(Trainer):
 
     def save_sleep_checkpoint(self, replay: Replay) -> None:
         """Save a checkpoint inside a sleep: what `Trainer` needs to see wake as done, and the state of the sleep."""
-        with self._whole_checkpoint(self.state.global_step + replay.step) as folder:
+        with self.complete_checkpoint(self.state.global_step + replay.step) as folder:
             state = replay.state_dict()
             if self.args.should_save:
                 self._save(str(folder))
@@ -298,13 +299,13 @@ class ClassifierTrainer(Trainer):
         return str(temporary_name(folder / "saving") if self._is_saving else folder)
 
     def _save_checkpoint(self, model, trial) -> None:
-        with self._whole_checkpoint(self.state.global_step) as folder:
+        with self.complete_checkpoint(self.state.global_step) as folder:
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
                 save_factors(self.model, folder)
 
     @contextmanager
-    def _whole_checkpoint(self, step: int) -> Iterator[Path]:
+    def complete_checkpoint(self, step: int) -> Iterator[Path]:
         """Yield a temporary folder, which becomes a checkpoint when all processes have written to it."""
         self._is_saving = True
         temporary, name = Path(self._get_output_dir(None)), f"checkpoint-{step}"
@@ -336,7 +337,7 @@ class ClassifierTrainer(Trainer):
         stored = WakeSleepForImageClassification.from_pretrained(resume_from_checkpoint)
         model = self.model if model is None else model
         with without_factors(model):
-            load_whole(model, stored.state_dict())
+            load_full_state(model, stored.state_dict())
         load_factors(model, read_factors(Path(resume_from_checkpoint)))
 
 

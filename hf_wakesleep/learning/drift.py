@@ -1,4 +1,4 @@
-"""Landmarks: memories whose features, before and after training, tell how it moved those of all images ever seen."""
+"""Drift: how training moves features, told by those of some memories before and after, and LDA moved along with it."""
 
 from collections.abc import Iterator
 
@@ -11,36 +11,34 @@ from ..memory.memory import SemiParametricMemory
 from ..memory.sampling import held_out_mask, measured_mask, spread
 from ..model.head_wakesleep import LinearDiscriminant
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
-from .arguments import ContinualTrainingArguments
+from .sleep_config import SleepConfig
 
 PENALTIES = torch.logspace(-4, 4, 17)  # of ridge regression, in mean squared singular values
-MOST_REPLAYED, MOST_HELD_OUT = 1152, 384  # landmarks, so that LDA costs the same with any number of memories
+MOST_REPLAYED, MOST_HELD_OUT = 1152, 384  # memories looked at, so that LDA costs the same with any number of them
 
 
-def landmarks(memory: SemiParametricMemory, args: ContinualTrainingArguments) -> np.ndarray:
-    """Return the positions of the landmarks, int64 (M,): memories of every class, replayed as well as held out."""
-    replayed = np.flatnonzero(~held_out_mask(memory.labels, memory.tasks, args.held_out_share))
+def drift_positions(memory: SemiParametricMemory, held_out_share: float) -> np.ndarray:
+    """Return the positions of the memories whose drift is looked at, int64 (M,): some of every class, held out too."""
+    replayed = np.flatnonzero(~held_out_mask(memory.labels, memory.tasks, held_out_share))
     first = np.flatnonzero(np.diff(memory.labels, prepend=-1))  # one of each class at least
-    return np.unique(np.concatenate([first, spread(replayed, MOST_REPLAYED), measured(memory, args)]))
+    measured = measured_positions(memory, held_out_share)
+    return np.unique(np.concatenate([first, spread(replayed, MOST_REPLAYED), measured]))
 
 
-def measured(memory: SemiParametricMemory, args: ContinualTrainingArguments) -> np.ndarray:
+def measured_positions(memory: SemiParametricMemory, held_out_share: float) -> np.ndarray:
     """Return the positions of the memories that a sleep is measured on, before and after, int64 (M,).
 
     They are held out of replay, but for those that are the only ones of their class.
     """
-    return spread(np.flatnonzero(measured_mask(memory.labels, memory.tasks, args.held_out_share)), MOST_HELD_OUT)
+    return spread(np.flatnonzero(measured_mask(memory.labels, memory.tasks, held_out_share)), MOST_HELD_OUT)
 
 
-def landmark_features(
-    model: WakeSleepForImageClassification,
-    memory: SemiParametricMemory,
-    reader: ImageReader,
-    args: ContinualTrainingArguments,
+def drift_features(
+    model: WakeSleepForImageClassification, memory: SemiParametricMemory, reader: ImageReader, config: SleepConfig
 ) -> torch.Tensor:
-    """Return the features of the landmarks, (M, D), float32."""
-    positions = landmarks(memory, args)
-    batches = memory_features(model, memory, reader, args, positions, "landmarks")
+    """Return the features of the memories of `drift_positions` as they are now, (M, D), float32."""
+    positions = drift_positions(memory, config.held_out_share)
+    batches = memory_features(model, memory, reader, config, positions, "drift")
     return torch.cat([features for _, features, _ in batches])
 
 
@@ -49,19 +47,19 @@ def memory_features(
     model: WakeSleepForImageClassification,
     memory: SemiParametricMemory,
     reader: ImageReader,
-    args: ContinualTrainingArguments,
+    config: SleepConfig,
     positions: np.ndarray,
     description: str,
 ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
     """Yield positions (b,), features (b, D) and labels (b,) of some memories, in batches."""
     was_training = model.training
     model.eval()
-    size = args.per_device_eval_batch_size
+    size = config.eval_batch_size
     batches = np.split(positions, range(size, len(positions), size))
-    for indices in tqdm(batches, desc=description, disable=not args.shows_progress, leave=False):
+    for indices in tqdm(batches, desc=description, disable=not config.shows_progress, leave=False):
         images, labels = memory.read(indices)
         pixel_values = reader.normalise(images.to(model.device))
-        with args.autocast(model.device):
+        with config.autocast(model.device):
             features = model.extract_features(pixel_values).float()
         yield indices, features, labels.to(model.device)
     model.train(was_training)
@@ -70,22 +68,22 @@ def memory_features(
 def carry(
     lda: LinearDiscriminant, before: torch.Tensor, after: torch.Tensor, labels: torch.Tensor, is_new: torch.Tensor
 ) -> None:
-    """Carry LDA's statistics from where the landmarks were to where they are.
+    """Carry LDA's statistics along with features that have moved, as those of some memories tell.
 
-    A linear map f' = f A + c is fitted to the landmarks, by ridge regression of their drift, and moves the means of
+    A linear map f' = f A + c is fitted to these memories, by ridge regression of their drift, and moves the means of
     all images that LDA has seen, not only of those that are remembered. What it leaves over is the drift of a class
     of its own, added to the mean as far as it stands out from the noise (an empirical Bayes estimate). The covariance
     is moved by a map B fitted to deviations from class means: B' Sigma B plus the covariance of what B leaves over.
-    Errors of one sleep after another would add up: a mean that lies further from that of its landmarks than those of
+    Errors of one sleep after another would add up: a mean that lies further from that of its memories than those of
     classes whose statistics are still exact is drawn back to their distance; where there are no such classes, as in
-    new domains of known ones, to the distance that chance alone makes expected. Where no class has two landmarks, the
+    new domains of known ones, to the distance that chance alone makes expected. Where no class has two memories, the
     covariance is moved by the map of the means.
     Compensation of drift by means: Yu et al. 2020, arXiv 2004.00440; by a learned map: Gomez-Villa et al. 2024, arXiv
     2407.08536.
 
     Args:
         lda ([`LinearDiscriminant`]): Its means and covariance are replaced; counts stay.
-        before (`torch.Tensor` of shape `(M, D)`): Features of the landmarks when the statistics were right.
+        before (`torch.Tensor` of shape `(M, D)`): Features of the memories when the statistics were right.
         after (`torch.Tensor` of shape `(M, D)`): Their features now.
         labels (`torch.Tensor` of shape `(M,)`): Their classes.
         is_new (`torch.Tensor` of shape `(M,)`): Which of them are of the latest task; the statistics of a class that
@@ -111,7 +109,7 @@ def carry(
 def _limits(
     lda: LinearDiscriminant, means: torch.Tensor, old: torch.Tensor, labels: torch.Tensor, is_new: torch.Tensor
 ) -> torch.Tensor:
-    """Return how far each class mean (C, D) may lie from that of its landmarks, which are `old` (M, D); (C,)."""
+    """Return how far each class mean (C, D) may lie from that of its memories, which are `old` (M, D); (C,)."""
     num_new, num_all = (part.bincount(minlength=len(means)) for part in (labels[is_new], labels))
     is_exact = (num_new > 0) & (num_new == num_all)
     if is_exact.any():
@@ -164,7 +162,7 @@ def _stand_out(residuals: torch.Tensor, labels: torch.Tensor, num_classes: int) 
     means = _class_means(residuals, labels, num_classes)
     counts = labels.bincount(minlength=num_classes)
     if len(labels) == (counts > 0).sum():
-        return torch.zeros_like(means)  # one landmark of each class says nothing of noise
+        return torch.zeros_like(means)  # one memory of each class says nothing of noise
     variance = (residuals - means[labels]).square().sum() / _freedom(labels)
     noise = variance / counts.clamp(min=1)  # (C,) expected squared length of a mean that says nothing
     signal = (means.square().sum(dim=1) - noise)[counts > 0].mean().clamp(min=0)

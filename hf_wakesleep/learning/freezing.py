@@ -12,7 +12,7 @@ from ..data.images import ImageReader
 from ..memory.memory import SemiParametricMemory
 from ..memory.synapses import Synapses, count_entries, make_room
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
-from .arguments import ContinualTrainingArguments
+from .sleep_config import SleepConfig
 
 LEAST = 1e-6  # of the largest gradient by a logit: squares of smaller ones leave the range of float32
 
@@ -21,8 +21,7 @@ def importance(
     model: WakeSleepForImageClassification,
     memory: SemiParametricMemory,
     reader: ImageReader,
-    args: ContinualTrainingArguments,
-    task: int,
+    config: SleepConfig,
 ) -> dict[str, torch.Tensor]:
     """Return the diagonal of the empirical Fisher information of the classifier, on memories of all classes.
 
@@ -39,8 +38,7 @@ def importance(
         model ([`WakeSleepForImageClassification`]): Stays as it is.
         memory ([`SemiParametricMemory`]): Read, never written.
         reader ([`ImageReader`]): Turns decoded images into the model's input.
-        args ([`ContinualTrainingArguments`]): `importance_images`, `seed`, `per_device_eval_batch_size`.
-        task (`int`): Number of the task, from 0; part of the seed.
+        config ([`SleepConfig`]): `importance_images`, `rng_key`, `eval_batch_size`.
 
     Returns:
         `dict[str, torch.Tensor]`: By the name of a parameter, float32 of its shape.
@@ -48,10 +46,10 @@ def importance(
     twin = copy.deepcopy(model).requires_grad_(True).eval()
     parameters = dict(twin.named_parameters())
     sums = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters.values()]
-    positions = memory.balanced().positions(args.importance_images, (args.seed, task))
-    slopes = _logit_gradients(twin, memory, reader, positions, args)
-    bar = tqdm(slopes, desc="sleep: importance", disable=not args.shows_progress, leave=False)
-    for slope, (image, _) in zip(bar, _examples(memory, reader, positions, args), strict=True):
+    positions = memory.balanced().positions(config.importance_images, config.rng_key)
+    slopes = _logit_gradients(twin, memory, reader, positions, config)
+    bar = tqdm(slopes, desc="sleep: importance", disable=not config.shows_progress, leave=False)
+    for slope, (image, _) in zip(bar, _examples(memory, reader, positions, config), strict=True):
         features = twin.extract_features(image.to(model.device))  # (1, D)
         value = (twin.head.classifier(features).float() * slope).sum()
         if slope.numel() == 1:
@@ -68,11 +66,11 @@ def _logit_gradients(
     memory: SemiParametricMemory,
     reader: ImageReader,
     positions: np.ndarray,
-    args: ContinualTrainingArguments,
+    config: SleepConfig,
 ) -> Iterator[torch.Tensor]:
     """Return d log p(y | x) / d logits of each memory, (1, C) float32, all scaled alike if all are tiny."""
     logits, labels = [], []
-    for image, label in _examples(memory, reader, positions, args):
+    for image, label in _examples(memory, reader, positions, config):
         logits.append(model.head.classifier(model.extract_features(image.to(model.device))).double())
         labels.append(label.to(model.device))
     return log_likelihood_gradients(torch.cat(logits), torch.cat(labels)).float().split(1)
@@ -99,10 +97,10 @@ def log_likelihood_gradients(logits: torch.Tensor, labels: torch.Tensor) -> torc
 
 
 def _examples(
-    memory: SemiParametricMemory, reader: ImageReader, positions: np.ndarray, args: ContinualTrainingArguments
+    memory: SemiParametricMemory, reader: ImageReader, positions: np.ndarray, config: SleepConfig
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield memories one by one, (1, 3, H, W) and (1,), decoded in batches."""
-    size = args.per_device_eval_batch_size
+    size = config.eval_batch_size
     for indices in np.split(positions, range(size, len(positions), size)):
         images, labels = memory.read(indices)
         yield from zip(reader.normalise(images).split(1), labels.split(1), strict=True)
@@ -120,13 +118,12 @@ def freeze_synapses(
     model: WakeSleepForImageClassification,
     memory: SemiParametricMemory,
     reader: ImageReader,
-    args: ContinualTrainingArguments,
-    task: int,
+    config: SleepConfig,
 ) -> Synapses:
     """Return the synapses of a memory with the `freeze_fraction` most important entries of each parameter frozen, too.
 
     Arguments are those of [`importance`].
     """
-    synapses = make_room(memory.synapses, count_entries(model), args.freeze_fraction)
-    found = importance(model, memory, reader, args, task)
-    return synapses.freeze({name: most_important(value, args.freeze_fraction) for name, value in found.items()})
+    synapses = make_room(memory.synapses, count_entries(model), config.freeze_fraction)
+    found = importance(model, memory, reader, config)
+    return synapses.freeze({name: most_important(value, config.freeze_fraction) for name, value in found.items()})

@@ -1,100 +1,115 @@
 """LDA brought up to date: statistics that fit the trained backbone, a weight set on memories held out."""
 
+import math
+
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch.nn import functional as F
 
 from ..data.images import ImageReader
 from ..memory.memory import SemiParametricMemory
 from ..memory.sampling import held_out_mask
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
-from .arguments import ContinualTrainingArguments
-from .drift import carry, landmarks, measured, memory_features
+from .distributed import share_buffers, share_value
+from .drift import carry, drift_positions, measured_positions, memory_features
+from .sleep_config import SleepConfig
+
+WEIGHTS = [step / 10 for step in range(11)]  # of LDA, to choose from
 
 
 def update_lda(
     model: WakeSleepForImageClassification,
     memory: SemiParametricMemory,
     reader: ImageReader,
-    args: ContinualTrainingArguments,
-    task: int = 0,
-    before: torch.Tensor | None = None,
+    config: SleepConfig,
+    *,
+    features_before: torch.Tensor | None = None,
+    accelerator: Accelerator | None = None,
 ) -> float:
-    """Bring LDA's statistics to the trained backbone and set `lda_weight` on held-out memories.
-
-    The statistics are carried along from where they were right or, without such a place, computed anew from all
-    memories. Those of a backbone that neither wake nor sleep trains stay as they are.
+    """Bring LDA's statistics to the trained backbone, as `lda_update` says, and set `lda_weight` on held-out memories.
 
     Args:
         model ([`WakeSleepForImageClassification`]): Its statistics and `config.lda_weight` are replaced.
         memory ([`SemiParametricMemory`]): Read, never written.
         reader ([`ImageReader`]): Turns decoded images into the model's input.
-        args ([`ContinualTrainingArguments`]): `lda_weight`, `held_out_share`, ...
-        task (`int`, defaults to 0): Number of the task, from 0; part of the seed.
-        before (`torch.Tensor` of shape `(M, D)`, *optional*): What [`landmark_features`] gave when they were right.
+        config ([`SleepConfig`]): `lda_update`, `lda_weight`, `held_out_share`, ...
+        features_before (`torch.Tensor` of shape `(M, D)`, *optional*): What [`drift_features`] gave when the
+            statistics were right; needed to carry them along.
+        accelerator (`Accelerator`, *optional*): Its processes all get what the first one computes.
 
     Returns:
         `float`: Accuracy of the mix on held-out memories; NaN without such. Statistics that are computed anew do not
         know them yet; those that are carried along know their originals.
+
+    Raises:
+        ValueError: If they are to be carried along, but there is no `features_before`.
     """
-    lda = model.head.lda
-    is_frozen = not args.trains_backbone(task)
-    is_recomputed = not is_frozen and before is None
+    if config.lda_update == "carry" and features_before is None:
+        raise ValueError("Expected `features_before` to carry LDA along from. Pass it, or another `lda_update`.")
+    lda, share, accelerator = model.head.lda, config.held_out_share, accelerator or Accelerator()
+    is_recomputed = config.lda_update == "recompute"
     if is_recomputed:
         lda.reset()
-    positions = np.arange(len(memory)) if is_recomputed else landmarks(memory, args)
-    found = list(memory_features(model, memory, reader, args, positions, "sleep: LDA"))
+    positions = np.arange(len(memory)) if is_recomputed else drift_positions(memory, share)
+    found = list(memory_features(model, memory, reader, config, positions, "sleep: LDA"))
     features, labels = (torch.cat(parts) for parts in list(zip(*found, strict=True))[1:])  # (M, D), (M,)
-    is_out = held_out_mask(memory.labels, memory.tasks, args.held_out_share)[positions]
+    is_out = held_out_mask(memory.labels, memory.tasks, share)[positions]
     if is_recomputed:
         replayed = torch.from_numpy(np.flatnonzero(~is_out)).to(labels.device)
         lda.update(features[replayed], labels[replayed])
-    elif not is_frozen:
+    elif config.lda_update == "carry":
         is_new = torch.from_numpy(memory.tasks[positions] == memory.tasks.max())
-        carry(lda, before, features, labels, is_new)
-    rows = torch.from_numpy(np.flatnonzero(np.isin(positions, measured(memory, args)))).to(labels.device)
-    accuracy = float("nan")
+        carry(lda, features_before, features, labels, is_new)
+    rows = torch.from_numpy(np.flatnonzero(np.isin(positions, measured_positions(memory, share)))).to(labels.device)
+    weights = WEIGHTS if config.lda_weight is None else [config.lda_weight]
+    accuracy, weight = math.nan, config.lda_weight
     if len(rows):
-        accuracy = _fit_lda_weight(model, features[rows], labels[rows], args.lda_weight)
-    elif args.lda_weight is not None:
-        model.config.lda_weight = args.lda_weight
+        weight = share_value(accelerator, _best_weight(model, features[rows], labels[rows], weights))
+    set_lda_weight(model, weight)
+    if len(rows):
+        accuracy = _accuracy(model, features[rows], labels[rows])
     if is_recomputed:
         out = torch.from_numpy(np.flatnonzero(is_out)).to(labels.device)
         lda.update(features[out], labels[out])
         lda.refresh()
+    share_buffers(accelerator, model)
     return accuracy
 
 
+def set_lda_weight(model: WakeSleepForImageClassification, weight: float | None) -> None:
+    """Set the weight of LDA in predictions; `None` leaves it as it is."""
+    if weight is not None:
+        model.config.lda_weight = weight
+
+
 def held_out_accuracy(
-    model: WakeSleepForImageClassification,
-    memory: SemiParametricMemory,
-    reader: ImageReader,
-    args: ContinualTrainingArguments,
+    model: WakeSleepForImageClassification, memory: SemiParametricMemory, reader: ImageReader, config: SleepConfig
 ) -> float:
     """Return the accuracy of a model, as it is, on the memories that a sleep is measured on; NaN without such.
 
     They are held out of replay, and the same that [`update_lda`] measures on afterwards.
     """
-    positions = measured(memory, args)
+    positions = measured_positions(memory, config.held_out_share)
     if len(positions) == 0:
-        return float("nan")
+        return math.nan
     correct = [
         model.head(features.to(model.dtype))[0].argmax(dim=-1) == labels
-        for _, features, labels in memory_features(model, memory, reader, args, positions, "sleep: before")
+        for _, features, labels in memory_features(model, memory, reader, config, positions, "sleep: before")
     ]
     return torch.cat(correct).float().mean().item()
 
 
 @torch.no_grad()
-def _fit_lda_weight(
-    model: WakeSleepForImageClassification, features: torch.Tensor, labels: torch.Tensor, fixed: float | None
+def _best_weight(
+    model: WakeSleepForImageClassification, features: torch.Tensor, labels: torch.Tensor, weights: list[float]
 ) -> float:
-    """Set the weight with the best likelihood on these features, or the fixed one; return the accuracy with it."""
-    classifier = model.head.classifier(features.to(model.dtype))
-    discriminant = model.head.lda(features)
-    scores = {}
-    for weight in (fixed,) if fixed is not None else [step / 10 for step in range(11)]:
-        model.config.lda_weight = weight
-        scores[weight] = F.nll_loss(model.head.mix(classifier, discriminant), labels).item()
-    model.config.lda_weight = min(scores, key=scores.get)
-    return (model.head.mix(classifier, discriminant).argmax(dim=-1) == labels).float().mean().item()
+    """Return the weight of LDA that gives features (M, D) of labels (M,) the best likelihood."""
+    classifier, lda = model.head.classifier(features.to(model.dtype)), model.head.lda(features)  # (M, C)
+    losses = {weight: F.nll_loss(model.head.mix(classifier, lda, weight), labels).item() for weight in weights}
+    return min(losses, key=losses.get)
+
+
+@torch.no_grad()
+def _accuracy(model: WakeSleepForImageClassification, features: torch.Tensor, labels: torch.Tensor) -> float:
+    return (model.head(features.to(model.dtype))[0].argmax(dim=-1) == labels).float().mean().item()

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from ..data.augmentation import seeded_generator
 from ..model.digests_wakesleep import write_digests
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
-from .shards import shards
+from .distributed import shards
 
 WAKE, SLEEP = 0, 1  # the last part of the seed
 FACTORS_NAME = "factors.safetensors"
@@ -65,14 +65,16 @@ def check_lora(model: WakeSleepForImageClassification, config: LoraConfig, accel
     _take_out(model)
 
 
-def inject(model: WakeSleepForImageClassification, config: LoraConfig, accelerator: Accelerator, *place: int) -> None:
+def inject(
+    model: WakeSleepForImageClassification, config: LoraConfig, accelerator: Accelerator, *rng_key: int
+) -> None:
     """Put factors into the backbone; they learn from now on, its own weights do not.
 
     Args:
         model ([`WakeSleepForImageClassification`]): A bare model.
         config (`peft.LoraConfig`): Its `target_modules` are names in the backbone, all linear layers if missing.
         accelerator (`Accelerator`): Will train the model.
-        place (`int`): What the initial factors follow from: seed, task, and `WAKE` or `SLEEP`.
+        rng_key (`int`): What the initial factors follow from: seed, task, and `WAKE` or `SLEEP`.
 
     Raises:
         TypeError: If `config` is no `LoraConfig`.
@@ -81,14 +83,14 @@ def inject(model: WakeSleepForImageClassification, config: LoraConfig, accelerat
     _check_config(config)
     if shards(accelerator):
         raise ValueError(
-            "Expected one whole model on every process with plasticity 'lora', got FSDP, which shards it. Start "
+            "Expected one full model on every process with plasticity 'lora', got FSDP, which shards it. Start "
             "without FSDP, or pass 'full' or 'head'."
         )
     config = copy.deepcopy(config)  # peft changes it
     config.target_modules = config.target_modules or "all-linear"
     with ExitStack() as undo, torch.random.fork_rng(devices=[]):
         undo.callback(_take_out, model)
-        torch.random.default_generator.set_state(seeded_generator(*place).get_state())
+        torch.random.default_generator.set_state(seeded_generator(*rng_key).get_state())
         try:
             inject_adapter_in_model(config, model.backbone)
         except ValueError as error:

@@ -14,26 +14,26 @@ from transformers import get_scheduler
 from ..data.augmentation import augment, seeded_generator
 from ..memory.sampling import held_out_mask
 from ..memory.synapses import FrozenEntries
-from .lora import SLEEP, factors, inject, load_factors, merge
+from .distributed import check_unsharded, full_state, load_optimizer_state, optimizer_state, shards
+from .lora import SLEEP, default_lora_config, factors, inject, load_factors, merge
 from .plasticity import parameter_groups, set_plasticity
 from .rem import is_rem, recombine
-from .shards import check_whole, load_optimizer_state, optimizer_state, shards, whole_state
+from .sleep_config import SleepConfig
+from .stopping import StepCheck
 
 
 class Replay:
     """The steps of one sleep, which can be left after any of them and gone on with.
 
-    What is random in a step follows from the seed, the task, the step and the process, so it is no part of the state.
+    What is random in a step follows from `rng_key`, the step and the process, so it is no part of the state.
 
     Args:
         model ([`WakeSleepForImageClassification`]): The bare model; its weights change, and are saved by the caller.
         memory ([`SemiParametricMemory`]): Read, never written.
         reader ([`ImageReader`]): Turns decoded images into the model's input.
-        args ([`ContinualTrainingArguments`]): `sleep_*`, `augmentation`, ...
-        place (`tuple[int, ...]`): Number of the task, from 0, and for a nap the step of wake; part of the seed.
+        config ([`SleepConfig`]): How many steps, what they train, how fast, ...
         accelerator (`Accelerator`): Spreads every batch over its processes.
-        guard ([`StepGuard`]): Judges the loss of every step.
-        lora_config (`peft.LoraConfig`): Factors that are trained if `sleep_plasticity` is `"lora"`.
+        check ([`StepCheck`]): Judges the loss of every step.
 
     Attributes:
         step (`int`): Steps done.
@@ -41,41 +41,38 @@ class Replay:
         frozen ([`FrozenEntries`]): Holds what is frozen; `frozen.restore(model)` puts it into a model that was merged.
     """
 
-    def __init__(self, model, memory, reader, args, *, place, accelerator, guard, lora_config):
-        self.memory, self.reader, self.args = memory, reader, args
-        self.place, self.accelerator, self.guard = place, accelerator, guard
+    def __init__(self, model, memory, reader, config: SleepConfig, accelerator, check: StepCheck):
+        self.memory, self.reader, self.config = memory, reader, config
+        self.accelerator, self.check = accelerator, check
         self.bare = model
         if memory.synapses is not None:
-            check_whole(accelerator)
+            check_unsharded(accelerator)
         self.frozen = FrozenEntries(model, memory.synapses)
-        set_plasticity(model, args.sleep_plasticity)
-        if args.sleep_plasticity == "lora":
-            inject(model, lora_config, accelerator, args.seed, *place, SLEEP)
+        set_plasticity(model, config.plasticity)
+        if config.plasticity == "lora":
+            inject(model, config.lora_config or default_lora_config(8), accelerator, *config.rng_key, SLEEP)
         trained = copy.deepcopy(model) if shards(accelerator) else model
         groups = parameter_groups(
-            trained, args.sleep_learning_rate, args.weight_decay, args.backbone_learning_rate_ratio
+            trained, config.learning_rate, config.weight_decay, config.backbone_learning_rate_ratio
         )
-        betas = (args.adam_beta1, args.adam_beta2)
-        optimizer = torch.optim.AdamW(groups, betas=betas, eps=args.adam_epsilon, fused=True)
+        optimizer = torch.optim.AdamW(groups, betas=config.adam_betas, eps=config.adam_epsilon, fused=True)
         self.frozen.attach(optimizer)
         self.model, self.optimizer = accelerator.prepare(trained, optimizer)
-        self.scheduler = get_scheduler(
-            args.sleep_lr_scheduler_type, self.optimizer, args.sleep_steps // 10, args.sleep_steps
-        )
-        self._average = WeightAverage(trained, args.sleep_average) if args.sleep_average else None
+        self.scheduler = get_scheduler(config.lr_scheduler_type, self.optimizer, config.steps // 10, config.steps)
+        self._average = WeightAverage(trained, config.average) if config.average else None
         self.step, self.seconds_before, self.accuracy_before = 0, 0.0, math.nan
         self._start = time.perf_counter()
         self._losses = {"nrem": [], "rem": []}  # of the last steps of each
         self._unlogged = {"nrem": [], "rem": []}  # since the last log
         self._learning_rate = 0.0  # of the head, at the last step
-        is_held_out = held_out_mask(memory.labels, memory.tasks, args.held_out_share)
+        is_held_out = held_out_mask(memory.labels, memory.tasks, config.held_out_share)
         self._replayed = memory.balanced(np.flatnonzero(~is_held_out))
 
     def run(self, on_step_end: Callable[["Replay"], object] | None = None) -> None:
         """Do the steps that are left, and call `on_step_end` after each."""
         self.model.train()
-        steps = range(self.step, self.args.sleep_steps)
-        bar = tqdm(steps, desc="sleep", disable=not self.args.shows_progress, leave=False, initial=self.step)
+        steps = range(self.step, self.config.steps)
+        bar = tqdm(steps, desc="sleep", disable=not self.config.shows_progress, leave=False, initial=self.step)
         for _ in bar:
             self._take_step()
             latest = {phase: f"{losses[-1]:.3f}" for phase, losses in self._losses.items() if losses}
@@ -147,29 +144,26 @@ class Replay:
     def _settle(self) -> None:
         """Bring the weights into the bare model, where they are not already."""
         if shards(self.accelerator):
-            self.bare.load_state_dict(whole_state(self.model))
+            self.bare.load_state_dict(full_state(self.model))
 
     def _take_step(self) -> None:
-        args, accelerator, step = self.args, self.accelerator, self.step
-        place = (args.seed, *self.place, step)
-        torch.manual_seed(seeded_generator(*place, accelerator.process_index).initial_seed())
-        size = args.sleep_batch_size
-        indices = self._replayed.positions(size, (args.seed, *self.place), step * size)
-        pixel_values, labels = _batch(self.memory, indices, self.reader, args, place, accelerator)
-        dreams = is_rem(step, args.sleep_steps, args.sleep_cycles, args.rem_share)
+        config, accelerator, step = self.config, self.accelerator, self.step
+        torch.manual_seed(seeded_generator(*config.rng_key, step, accelerator.process_index).initial_seed())
+        pixel_values, labels = self._batch()
+        dreams = is_rem(step, config.steps, config.cycles, config.rem_share)
         targets = labels
         if dreams:
             pixel_values, targets = recombine(pixel_values, labels, len(self.memory.classes))
         with accelerator.autocast():
             logits = self.model(pixel_values=pixel_values).classifier_logits.float()  # (B, C)
-            loss = F.cross_entropy(logits, targets, label_smoothing=args.label_smoothing_factor)
-        share = len(labels) * accelerator.num_processes / args.sleep_batch_size  # 1 where every process has as many
-        self.guard.watch(loss)
-        if self.guard.accepts(f"step {step + 1} of the sleep after task {self.place[0] + 1}"):
+            loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
+        share = len(labels) * accelerator.num_processes / config.batch_size  # 1 where every process has as many
+        self.check.watch(loss)
+        if self.check.accepts(f"step {step + 1} of sleep"):
             accelerator.backward(loss * share)
             accelerator.unscale_gradients(self.optimizer)
             self.frozen.mask_gradients()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), args.max_grad_norm or float("inf"))
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm or float("inf"))
             self.optimizer.step()
             if self._average is not None:
                 self._average.update(step)
@@ -181,7 +175,17 @@ class Replay:
         losses = self._losses[phase]
         losses.append(loss.item())
         self._unlogged[phase].append(losses[-1])
-        del losses[: -max(1, args.sleep_steps // 10)]
+        del losses[: -max(1, config.steps // 10)]
+
+    def _batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return this process's share of the memories of a step, augmented: (B, 3, H, W) and (B,)."""
+        config, accelerator, size = self.config, self.accelerator, self.config.batch_size
+        positions = self._replayed.positions(size, config.rng_key, self.step * size)
+        images, labels = self.memory.read(positions[accelerator.process_index :: accelerator.num_processes])
+        pixel_values = self.reader.normalise(images.to(accelerator.device))
+        generator = seeded_generator(*config.rng_key, self.step, accelerator.process_index)
+        augmented = augment(pixel_values, config.augmentation, config.crop_scale, generator)
+        return augmented, labels.to(accelerator.device)
 
 
 class WeightAverage:
@@ -215,11 +219,3 @@ class WeightAverage:
         """Give the model the average of its weights."""
         for name, value in self.weights.items():
             self._parameters[name].copy_(value)
-
-
-def _batch(memory, indices, reader, args, place: tuple[int, ...], accelerator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return this process's share of some memories, augmented: (B, 3, H, W) and (B,)."""
-    images, labels = memory.read(indices[accelerator.process_index :: accelerator.num_processes])
-    pixel_values = reader.normalise(images.to(accelerator.device))
-    generator = seeded_generator(*place, accelerator.process_index)
-    return augment(pixel_values, args.augmentation, args.crop_scale, generator), labels.to(accelerator.device)

@@ -1,6 +1,5 @@
 """consolidate: one sleep, in which memories of all classes are replayed into the network."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,17 +8,16 @@ from dataclasses import asdict, dataclass, field
 import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
-from peft import LoraConfig
 
-from ..data.images import ImageReader
+from ..data.images import ImageReader, make_image_processor
 from ..memory.memory import SemiParametricMemory
-from .arguments import ContinualTrainingArguments
+from .distributed import share_buffers, share_synapses, share_tensor
+from .drift import drift_features
 from .freezing import freeze_synapses
-from .guard import StepGuard
 from .lda import held_out_accuracy, update_lda
-from .lora import default_lora_config
-from .processes import share_buffers, share_synapses
 from .replay import Replay
+from .sleep_config import SleepConfig
+from .stopping import StepCheck
 
 
 @dataclass(frozen=True)
@@ -65,39 +63,34 @@ class SleepReport:
 def consolidate(  # noqa: PLR0913
     model: torch.nn.Module,
     memory: SemiParametricMemory,
-    reader: ImageReader,
-    args: ContinualTrainingArguments,
+    config: SleepConfig | None = None,
     *,
-    before: torch.Tensor | None = None,
-    place: tuple[int, ...] = (0,),
+    reader: ImageReader | None = None,
+    features_before: torch.Tensor | None = None,
     accelerator: Accelerator | None = None,
-    guard: StepGuard | None = None,
-    lora_config: LoraConfig | None = None,
+    check: StepCheck | None = None,
     state: dict | None = None,
     on_step_end: Callable[[Replay], object] | None = None,
 ) -> SleepReport:
     """Sleep: replay memories of all classes into the network, bring LDA up to date, and freeze what matters most.
 
-    A step is NREM or REM, in `sleep_cycles` cycles of which the last `rem_share` is REM. The loss is the
-    cross-entropy over all classes, in REM that of recombined memories. The number of steps is fixed, so a sleep costs
-    the same after every task. A nap is the steps alone; LDA stays as it is.
+    A step is NREM or REM, in `cycles` of which the last `rem_share` is REM. The loss is the cross-entropy over all
+    classes, in REM that of recombined memories. The number of steps is fixed, so a sleep costs the same after every
+    task.
 
     Args:
         model (`torch.nn.Module`): A [`WakeSleepForImageClassification`], bare or prepared by `accelerator`.
         memory ([`SemiParametricMemory`]): Read; of its state only the synapses change, if `freeze_fraction` says so.
-        reader ([`ImageReader`]): Turns decoded images into the model's input.
-        args ([`ContinualTrainingArguments`]): `sleep_*`, `augmentation`, `freeze_fraction`, ...
-        before (`torch.Tensor` of shape `(M, D)`, *optional*): What [`landmark_features`] gave when LDA's statistics
-            were right: they are carried along from there, instead of computed anew from memory.
-        place (`tuple[int, ...]`, defaults to `(0,)`): Number of the task, from 0, and for a nap the step of wake that
-            it falls on; part of the seed.
-        accelerator (`Accelerator`, *optional*): Needed for several processes and for mixed precision. `model` and
-            `teacher` are moved to its device; to that of `args` if it is missing.
-        guard ([`StepGuard`], *optional*): Judges the loss of every step; made from `args` if missing.
-        lora_config (`peft.LoraConfig`, *optional*): Factors that `sleep_plasticity="lora"` trains and merges; of rank
-            `lora_rank` in all linear layers if missing.
+        config ([`SleepConfig`], *optional*): How the sleep goes; the defaults if missing.
+        reader ([`ImageReader`], *optional*): Turns decoded images into the model's input; made from the model's config
+            if missing.
+        features_before (`torch.Tensor` of shape `(M, D)`, *optional*): What [`drift_features`] gave when LDA's
+            statistics were right, which are carried along from there; those of now if missing.
+        accelerator (`Accelerator`, *optional*): Needed for several processes and for mixed precision. `model` is moved
+            to its device.
+        check ([`StepCheck`], *optional*): Judges the loss of every step; made from `config` if missing.
         state (`dict`, *optional*): What [`Replay.state_dict`] returned at some step; with the weights of that step in
-            `model`, sleep goes on from there and ends as if it had never stopped.
+            `model`, and with `features_before`, sleep goes on from there and ends as if it had never stopped.
         on_step_end (`Callable`, *optional*): Called with the [`Replay`] after every step.
 
     Returns:
@@ -108,43 +101,32 @@ def consolidate(  # noqa: PLR0913
         FloatingPointError: If a loss is not finite and `non_finite_loss` is `"stop"`.
         MemoryError: If the device has not enough memory.
     """
-    if len(memory) == 0:
+    start, config, accelerator = time.perf_counter(), config or SleepConfig(), accelerator or Accelerator()
+    _check_memory(memory)
+    if config.held_out_share == 0 and config.lda_weight is None:
         raise ValueError(
-            "Sleep replays memories, but the memory is empty. Write a task first, or pass `sleep_steps=0`."
+            "`lda_weight` is set on memories that sleep holds out, but `held_out_share` is 0. Pass a `lda_weight`, or "
+            "a share such as 0.1."
         )
-    start, is_nap = time.perf_counter(), len(place) > 1
-    accelerator = accelerator or Accelerator()
-    bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False).to(accelerator.device)
-    bare.__dict__.pop("_is_accelerate_prepared", None)  # a wrapper of wake knows only what wake trained
-    guard = guard or StepGuard(args, accelerator)
-    with _memory_advice("`sleep_batch_size`", args.sleep_batch_size):
-        replay = Replay(
-            bare,
-            memory,
-            reader,
-            args,
-            place=place,
-            accelerator=accelerator,
-            guard=guard,
-            lora_config=lora_config or default_lora_config(args.lora_rank),
-        )
-        if state is not None:
-            replay.load_state_dict(state)
-    with _memory_advice("`per_device_eval_batch_size`", args.per_device_eval_batch_size):
-        if not (is_nap or replay.step):
-            replay.accuracy_before = held_out_accuracy(bare, memory, reader, args)
-    with _memory_advice("`sleep_batch_size`", args.sleep_batch_size):
-        replay.run(on_step_end)
-        share_buffers(accelerator, bare)
-    with _memory_advice("`per_device_eval_batch_size`", args.per_device_eval_batch_size):
-        accuracy = math.nan if is_nap else update_lda(bare, memory, reader, args, place[0], before)
-        share_buffers(accelerator, bare)
-        if args.freeze_fraction and not is_nap:
-            memory.set_synapses(share_synapses(accelerator, freeze_synapses(bare, memory, reader, args, place[0])))
+    if state is not None and config.lda_update == "carry" and features_before is None:
+        raise ValueError("Expected `features_before` with `state`: LDA is carried along from before that sleep began.")
+    bare = _bare(model, accelerator)
+    reader = reader or ImageReader(make_image_processor(bare.config))
+    replay = _start(bare, memory, reader, config, accelerator, check, state)
+    with _memory_advice("`per_device_eval_batch_size`", config.eval_batch_size):
+        if not replay.step:
+            replay.accuracy_before = held_out_accuracy(bare, memory, reader, config)
+        if config.lda_update == "carry" and features_before is None:
+            features_before = share_tensor(accelerator, drift_features(bare, memory, reader, config))
+    _finish(replay, on_step_end)
+    with _memory_advice("`per_device_eval_batch_size`", config.eval_batch_size):
+        accuracy = update_lda(bare, memory, reader, config, features_before=features_before, accelerator=accelerator)
+        if config.freeze_fraction:
+            memory.set_synapses(share_synapses(accelerator, freeze_synapses(bare, memory, reader, config)))
     frozen_fraction, frozen = (0.0, {}) if memory.synapses is None else memory.synapses.shares(bare)
     return SleepReport(
-        steps=args.sleep_steps,
-        images=args.sleep_steps * args.sleep_batch_size,
+        steps=config.steps,
+        images=config.steps * config.batch_size,
         seconds=replay.seconds_before + time.perf_counter() - start,
         loss=replay.mean_loss(),
         rem_loss=replay.mean_loss("rem"),
@@ -154,6 +136,58 @@ def consolidate(  # noqa: PLR0913
         frozen_fraction=frozen_fraction,
         frozen=frozen,
     )
+
+
+def nap(
+    model: torch.nn.Module,
+    memory: SemiParametricMemory,
+    reader: ImageReader,
+    config: SleepConfig,
+    accelerator: Accelerator,
+    check: StepCheck,
+) -> float:
+    """Replay memories as in a sleep, and nothing else: LDA and what is frozen stay as they are.
+
+    Arguments and errors are those of [`consolidate`].
+
+    Returns:
+        `float`: Mean loss of NREM over the last steps.
+    """
+    _check_memory(memory)
+    replay = _start(_bare(model, accelerator), memory, reader, config, accelerator, check)
+    _finish(replay)
+    return replay.mean_loss()
+
+
+def _check_memory(memory: SemiParametricMemory) -> None:
+    if len(memory) == 0:
+        raise ValueError(
+            "Sleep replays memories, but the memory is empty. Write a task first, or pass `sleep_steps=0`."
+        )
+
+
+def _bare(model: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
+    """Return a model as it was before any accelerator, on the device of this one."""
+    bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False).to(accelerator.device)
+    bare.__dict__.pop("_is_accelerate_prepared", None)  # a wrapper of wake knows only what wake trained
+    return bare
+
+
+def _start(bare, memory, reader, config, accelerator, check=None, state=None) -> Replay:
+    """Return the replay of a sleep, ready for its first step, or for the one after those of `state`."""
+    check = check or StepCheck(accelerator, config.non_finite_loss)
+    with _memory_advice("`sleep_batch_size`", config.batch_size):
+        replay = Replay(bare, memory, reader, config, accelerator, check)
+        if state is not None:
+            replay.load_state_dict(state)
+    return replay
+
+
+def _finish(replay: Replay, on_step_end: Callable[[Replay], object] | None = None) -> None:
+    """Do the steps of a replay that are left."""
+    with _memory_advice("`sleep_batch_size`", replay.config.batch_size):
+        replay.run(on_step_end)
+        share_buffers(replay.accelerator, replay.bare)
 
 
 @contextmanager

@@ -1,62 +1,85 @@
-"""TaskRun: what belongs to one task while it is learned; it is thrown away when the stage of the task stands."""
+"""TaskRun: what belongs to one task while it is learned, and what happens to it: written, trained awake, slept on."""
 
+import copy
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from peft import LoraConfig
+from transformers import set_seed
 
 from ..data.augmentation import augment, seeded_generator
 from ..data.streams import Task
+from ..memory.memory import SemiParametricMemory
 from ..memory.synapses import FrozenEntries
+from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from ..reporting.history import History, TaskRecord
 from ..stages.checkpoint import load_sleep, was_wake_stopped
+from ..stages.ingest import Written
 from ..stages.stage import stage_name
 from ..stages.stopwatch import Stopwatch
 from .arguments import ContinualTrainingArguments
-from .sleep import SleepReport
-from .wake import WakeReplay
+from .distributed import share_tensor
+from .drift import drift_features
+from .lda import set_lda_weight, update_lda
+from .lora import WAKE, inject
+from .plasticity import set_plasticity
+from .replay import Replay
+from .sleep import SleepReport, consolidate, nap
+from .sleep_config import SleepConfig
+from .stopping import StepCheck
+from .stream_images import StreamImages
+from .wake import WakePass, WakeReplay
 
 
-@dataclass
+@dataclass(frozen=True)
+class RunContext:
+    """What all tasks of a run share.
+
+    Args:
+        args ([`ContinualTrainingArguments`]): The arguments.
+        memory ([`SemiParametricMemory`], *optional*): What is remembered.
+        accelerator (`Accelerator`): Spreads work over processes.
+        check ([`StepCheck`]): Says which steps are left out, and when to stop.
+        lora_config (`peft.LoraConfig`): What plasticity `"lora"` trains.
+        reader (`ImageReader`): Resizes and normalises images.
+    """
+
+    args: ContinualTrainingArguments
+    memory: SemiParametricMemory | None
+    accelerator: Accelerator
+    check: StepCheck
+    lora_config: LoraConfig
+    reader: object
+
+
 class TaskRun:
-    """What belongs to one task while it is learned.
+    """One task while it is learned; made for it, and thrown away when its stage stands.
 
     Args:
         number (`int`): Number of the task, from 0.
+        task ([`Task`]): The task.
+        history ([`History`]): What was learned before.
+        context ([`RunContext`]): What all tasks share.
+        log (`Callable[[dict], None]`): Takes what was measured, by name.
+
+    Attributes:
         record ([`TaskRecord`]): What will be known of it.
-        steps_before (`int`): Optimizer steps of all finished tasks, awake and asleep.
-        frozen ([`FrozenEntries`]): Holds what is frozen while wake trains.
-        stopwatch ([`Stopwatch`]): Counts its seconds.
-        features_before (`torch.Tensor` of shape `(M, D)`, *optional*): Those of the landmarks when LDA's statistics
-            were right.
-        wake_replay ([`WakeReplay`], *optional*): Memories that join the batches of wake.
-        sleep_state (`dict`, *optional*): State of the sleep that a run goes on with.
-        is_wake_over (`bool`): Whether a run goes on after its wake.
+        steps_before (`int`): Optimizer steps of all tasks before, awake and asleep.
         earlier_logs (`list[dict]`): What was logged before.
-        report ([`SleepReport`], *optional*): What its sleep did; `None` without one.
+        is_wake_over (`bool`): Whether a run goes on after its wake.
         sleep_step (`int`): Steps of its sleep so far.
+        frozen ([`FrozenEntries`], *optional*): Holds what is frozen while wake trains.
+        report ([`SleepReport`], *optional*): What its sleep did; `None` without one.
     """
 
-    number: int
-    record: TaskRecord
-    steps_before: int
-    frozen: FrozenEntries
-    stopwatch: Stopwatch = field(default_factory=Stopwatch)
-    features_before: torch.Tensor | None = None
-    wake_replay: WakeReplay | None = None
-    sleep_state: dict | None = None
-    is_wake_over: bool = False
-    earlier_logs: list[dict] = field(default_factory=list)
-    report: SleepReport | None = None
-    sleep_step: int = 0
-    _last: tuple[int, int] = (-1, 0)  # step of wake, and repetition in it, of the last batch
-
-    @classmethod
-    def of(cls, number: int, task: Task, history: History, frozen: FrozenEntries) -> "TaskRun":
-        """Return the run of a task that comes after those of a history."""
+    def __init__(self, number: int, task: Task, history: History, context: RunContext, log: Callable[[dict], None]):
         names = [record.name for record in history.records]
-        record = TaskRecord(
+        self.number, self.context, self._log = number, context, log
+        self.record = TaskRecord(
             name=task.name if task.name not in names else stage_name(number),
             fingerprint=task.fingerprint(),
             classes=list(task.classes),
@@ -65,52 +88,195 @@ class TaskRun:
             num_eval_images=len(task.eval_dataset),
             untrained_accuracy=history.untrained.get(stage_name(number), math.nan),
         )
-        return cls(number, record, history.num_steps, frozen)
+        self.steps_before = history.num_steps
+        self.earlier_logs: list[dict] = []
+        self.is_wake_over, self.sleep_step = False, 0
+        self.frozen: FrozenEntries | None = None
+        self.report: SleepReport | None = None
+        self._stopwatch = Stopwatch()
+        self._features_before: torch.Tensor | None = None  # (M, D), when LDA's statistics were right
+        self._wake_replay: WakeReplay | None = None
+        self._sleep_state: dict | None = None
+        self._last = (-1, 0)  # step of wake, and repetition in it, of the last batch
 
-    def go_on_from(self, checkpoint: str | Path | None, logs: list[dict]) -> None:
-        """Take the state of a checkpoint inside the task; without one, `logs` are what was logged before."""
-        self.sleep_state = load_sleep(checkpoint)
-        self.is_wake_over = self.sleep_state is not None or was_wake_stopped(checkpoint)
+    @property
+    def stage(self) -> str:
+        """Name of the stage that the task will end with."""
+        return stage_name(self.number)
+
+    @property
+    def sleep_config(self) -> SleepConfig:
+        """How its sleep goes."""
+        return self.context.args.sleep_config(self.number, self.context.lora_config)
+
+    def write(self, model: WakeSleepForImageClassification, images: StreamImages, folder: Path) -> None:
+        """Write the task into memory and LDA, and measure before and after; or load what came of it before a stop.
+
+        Args:
+            model ([`WakeSleepForImageClassification`]): Has output units for all classes of the task.
+            images ([`StreamImages`]): Those of all tasks.
+            folder (`Path`): Where the checkpoints of the task go.
+        """
+        context, args, lda = self.context, self.context.args, model.head.lda
+        written = Written.load(folder, self._stopwatch)
+        if written is not None:
+            if context.memory is not None:
+                context.memory.become(written.memory)
+            self._features_before = written.landmarks
+            lda.load_state_dict(written.statistics)
+            self.record.set_scores(written.scores)
+            return
+        wake = WakePass(model, context.reader, args, context.accelerator)
+        if args.forward_transfer and self.number > 0:
+            self.record.before_accuracy = wake.probe(*images.probe_images(self.number))
+        label2id = model.config.label2id
+        wake.write(images.train_images(self.number, label2id), context.memory, self.number)
+        if args.evaluate_lda:
+            self.record.lda_accuracy = self._evaluate_lda(wake, images.eval_sets(self.number + 1, label2id))
+        if context.memory is not None and self.sleep_config.lda_update == "carry":
+            features = drift_features(model, context.memory, context.reader, self.sleep_config)
+            self._features_before = share_tensor(context.accelerator, features)
+        if args.save_strategy != "no" and args.should_save:
+            result = Written(context.memory, lda.state_dict(), self._features_before, self.record.scores())
+            result.save(folder, self._stopwatch)
+        context.accelerator.wait_for_everyone()
+
+    def _evaluate_lda(self, wake: WakePass, sets) -> list[float]:
+        """Return and log the accuracy of LDA alone on every task so far; NaN where its images are not at hand."""
+        scores = {name: wake.score(images) for name, images in (sets.sets if sets else {}).items()}
+        self._log({f"lda_{name}_accuracy": score for name, score in scores.items()})
+        return [scores.get(stage_name(number), math.nan) for number in range(self.number + 1)]
+
+    def begin_wake(
+        self, model: WakeSleepForImageClassification, checkpoint: str | Path | None, logs: list[dict]
+    ) -> None:
+        """Make a model ready for wake: new output units, what is frozen, which weights learn.
+
+        Args:
+            model ([`WakeSleepForImageClassification`]): The bare model; the task has been written.
+            checkpoint (`str` or `Path`, *optional*): Checkpoint inside the task to go on from.
+            logs (`list[dict]`): What was logged before.
+        """
+        context, args = self.context, self.context.args
+        if args.replays_awake(self.number):
+            self._wake_replay = WakeReplay(context.memory, context.reader, self.number, args.seed)
+        if args.head_init == "lda":
+            first = len(model.config.classes) - len(self.record.new_classes)
+            model.head.start_from_lda(first, args.label_smoothing_factor)
+        context.check.exit_if_asked()
+        self._seed()
+        self.frozen = FrozenEntries(model, None if context.memory is None else context.memory.synapses)
+        self._sleep_state = load_sleep(checkpoint)
+        self.is_wake_over = self._sleep_state is not None or was_wake_stopped(checkpoint)
         if checkpoint is None:
             self.earlier_logs = logs  # a checkpoint holds them
         else:
-            self.stopwatch.load(checkpoint)
+            self._stopwatch.load(checkpoint)
+        plasticity = args.wake_plasticity_of(self.number)
+        set_plasticity(model, plasticity)
+        if plasticity == "lora" and self._sleep_state is None:  # else merged before the checkpoint
+            inject(model, context.lora_config, context.accelerator, args.seed, self.number, WAKE)
 
-    def batch_of_wake(self, inputs: dict, step: int, args: ContinualTrainingArguments) -> dict:
+    def batch_of_wake(self, inputs: dict, step: int) -> dict:
         """Return a batch of wake as it is trained on: with memories, if wake replays them, and augmented.
 
         Args:
             inputs (`dict`): `pixel_values` (B, 3, H, W) and `labels` (B,) of new images.
             step (`int`): Optimizer steps of this wake so far.
-            args ([`ContinualTrainingArguments`]): `augmentation`, `seed`, ...
         """
+        args = self.context.args
         repetition = self._last[1] + 1 if self._last[0] == step else 0
         self._last = (step, repetition)
-        if self.wake_replay is not None:
+        if self._wake_replay is not None:
             number = step * args.gradient_accumulation_steps + repetition
             batch = number * args.world_size + args.process_index
-            inputs = self.wake_replay.join(inputs, batch * args.train_batch_size)
+            inputs = self._wake_replay.join(inputs, batch * args.train_batch_size)
         generator = seeded_generator(args.seed, self.number, step, repetition, args.process_index)
         return {
             **inputs,
             "pixel_values": augment(inputs["pixel_values"], args.augmentation, args.crop_scale, generator),
         }
 
-    def close(self, num_steps: int, epochs: float, num_naps: int, args: ContinualTrainingArguments) -> TaskRecord:
+    def nap(self, model: WakeSleepForImageClassification, step: int) -> None:
+        """Take `nap_steps` steps of sleep inside wake, whose optimizer goes on as if nothing had happened."""
+        context, args = self.context, self.context.args
+        self._stopwatch.enter("napping")
+        sleeper = type(model)(copy.deepcopy(model.config)).to(context.accelerator.device)
+        sleeper.load_state_dict(model.state_dict())
+        config = replace(self.sleep_config, steps=args.nap_steps, rng_key=(args.seed, self.number, step))
+        loss = nap(sleeper, context.memory, context.reader, config, context.accelerator, context.check)
+        model.load_state_dict(sleeper.state_dict())
+        self._stopwatch.enter("awake")
+        self._log({"nap_loss": loss})
+
+    def sleep(self, model: WakeSleepForImageClassification, on_step_end: Callable[[Replay], object]) -> None:
+        """Consolidate memory into the network, if there is a memory and `sleep_steps` says so.
+
+        Args:
+            model ([`WakeSleepForImageClassification`]): The bare model after wake.
+            on_step_end (`Callable`): Called with the [`Replay`] after every step.
+        """
+        context = self.context
+        self._seed()  # what is random asleep does not depend on how wake was resumed
+        if context.memory is not None and context.args.sleep_steps:
+            self._stopwatch.enter("asleep")
+            self.report = consolidate(
+                model,
+                context.memory,
+                self.sleep_config,
+                reader=context.reader,
+                features_before=self._features_before,
+                accelerator=context.accelerator,
+                check=context.check,
+                state=self._sleep_state,
+                on_step_end=on_step_end,
+            )
+            self._log({f"sleep_{name}": value for name, value in self.report.scalars().items()})
+            self._stopwatch.enter("awake")
+
+    def settle(self, model: WakeSleepForImageClassification) -> None:
+        """Settle how far LDA can be trusted after a task, if it did not sleep."""
+        context, args, config = self.context, self.context.args, self.sleep_config
+        if self.report is not None:
+            return
+        is_moved = config.lda_update != "keep"
+        if context.memory is not None and is_moved:
+            update_lda(
+                model,
+                context.memory,
+                context.reader,
+                config,
+                features_before=self._features_before,
+                accelerator=context.accelerator,
+            )
+        elif args.lda_weight is None and is_moved:
+            set_lda_weight(model, 0.0)  # statistics of features that are gone
+        else:
+            set_lda_weight(model, args.lda_weight)
+
+    def close(self, num_steps: int, epochs: float, max_steps: int) -> TaskRecord:
         """Return the record of the task, with what wake and sleep took.
 
         Args:
             num_steps (`int`): Optimizer steps of its wake.
             epochs (`float`): Epochs of its wake.
-            num_naps (`int`): Naps in it.
-            args ([`ContinualTrainingArguments`]): `nap_steps`, `sleep_batch_size`.
+            max_steps (`int`): Steps that its wake had at most.
         """
-        record, seconds = self.record, self.stopwatch.read()
+        args, record, seconds = self.context.args, self.record, self._stopwatch.read()
+        every = args.sleep_every_n_steps
+        num_naps = min(num_steps, max_steps - 1) // every if every else 0
         record.sleep = self.report.to_dict() if self.report else {}
         record.wake_steps, record.wake_seconds = num_steps, seconds["awake"]
         record.sleep_seconds = seconds["napping"] + (self.report.seconds if self.report else 0.0)
         asleep = self.report.images if self.report else 0
         record.sleep_images = asleep + num_naps * args.nap_steps * args.sleep_batch_size
-        replays = self.wake_replay is not None and not self.wake_replay.is_empty
+        replays = self._wake_replay is not None and not self._wake_replay.is_empty
         record.wake_images = round(epochs * record.num_train_images) * (1 + replays)
         return record
+
+    def save_seconds(self, folder: Path) -> None:
+        """Write the seconds so far to a checkpoint."""
+        self._stopwatch.save(folder)
+
+    def _seed(self) -> None:
+        set_seed(self.context.args.seed + self.number)

@@ -1,41 +1,43 @@
 """ContinualTrainer: a Trainer that learns a stream of tasks, with a sleep after each."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import TrainOutput
 
 from ..codecs.base import Codec
 from ..codecs.learned.codec import LearnedCodec
+from ..data.augmentation import seeded_generator
 from ..data.streams import Task, TaskStream
-from ..memory.memory import SemiParametricMemory
+from ..memory.memory import MemoryBytes, SemiParametricMemory
+from ..memory.synapses import count_entries, make_room
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
-from ..reporting.history import HISTORY_NAME, History
-from ..stages.checkpoint import (
-    CHECKPOINTS_FOLDER,
-    checkpoints_of,
-    clean,
-    drop_later_checkpoints,
-    find_resume_point,
-)
-from ..stages.ingest import drop_written
-from ..stages.known_images import eval_sets_of
-from ..stages.protocol import align_tasks, check_same_run, is_same_run, make_protocol, tasks_of
-from ..stages.stage import find_stages, load_stage_state, stage_name, stage_number
+from ..reporting.history import HISTORY_NAME, History, TaskRecord
+from ..stages.checkpoint import checkpoints_of, clean, drop_checkpoints, drop_later_checkpoints, is_due
+from ..stages.known_images import count_evaluated, eval_sets_of
+from ..stages.protocol import align_tasks, make_protocol
+from ..stages.stage import Stage, copy_plots, load_stage_state, stage_name
 from .arguments import ContinualTrainingArguments
-from .initial_state import initial_state
-from .lora import describe
-from .processes import check_equal
-from .settings import check_same_settings, different_settings, hyper_parameters
-from .shards import check_whole
-from .task_trainer import TaskTrainer
+from .callbacks import SleepCallback, TaskCallback
+from .classifier_trainer import ClassifierTrainer
+from .distributed import check_equal, check_unsharded, checksums, share_buffers, unwrap
+from .lora import check_lora, default_lora_config, describe, merge
+from .replay import Replay
+from .resume import drop_stale, initial_state, refuse_other_run, resume_point
+from .settings import hyper_parameters
+from .stopping import StepCheck, StopSignals
+from .stream_images import StreamImages
+from .task_run import RunContext, TaskRun
+from .wake import WakePass
 
 
-class ContinualTrainer(TaskTrainer):
+class ContinualTrainer(ClassifierTrainer):
     """Learns a stream of tasks: wake, sleep, evaluate and save a stage, for every task.
 
     Args:
@@ -70,19 +72,35 @@ class ContinualTrainer(TaskTrainer):
     ):
         _check_arguments(model, args, stream)
         self.stream = stream
-        history, memory = initial_state(model, args, codec)
-        self._fits_codec = codec is None and not len(history)
-        super().__init__(
-            model,
-            args,
-            tasks=align_tasks(stream, history),
-            history=history,
-            memory=memory,
-            known_images={} if eval_dataset is None else eval_sets_of(eval_dataset, history),
-            lora_config=lora_config,
-            processing_class=processing_class,
-            **kwargs,
-        )
+        self.history, self.memory = initial_state(model, args, codec)
+        self._fits_codec = codec is None and not len(self.history)
+        known_images = {} if eval_dataset is None else eval_sets_of(eval_dataset, self.history)
+        self.images = StreamImages(align_tasks(stream, self.history), known_images)
+        self.run: TaskRun | None = None
+        super().__init__(model, args, processing_class=processing_class, **kwargs)
+        self.lora_config = self._check_lora(lora_config)
+        if args.dataloader_drop_last:
+            self.images.check_batches(len(self.history), args.train_batch_size * args.world_size)
+        self._signals = StopSignals()
+        self.check = StepCheck(self.accelerator, args.non_finite_loss, self._signals)
+        self._task_callback = TaskCallback(self.check)
+        self.add_callback(self._task_callback)
+        self.callback_handler.callbacks.insert(0, SleepCallback(self._sleep, self._nap))
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+                callback.logging_dir = str(Path(args.output_dir, "runs"))  # also of what is logged before training
+        self.eval_dataset = self.images.eval_sets(len(self.history), model.config.label2id)
+
+    def _check_lora(self, lora_config: LoraConfig | None) -> LoraConfig:
+        """Return what plasticity `"lora"` trains, if the model can take it."""
+        chosen = default_lora_config(self.args.lora_rank) if lora_config is None else lora_config
+        if "lora" in self.args.plasticities:
+            check_lora(self.model, chosen, self.accelerator)
+        elif lora_config is not None:
+            raise ValueError(
+                "`lora_config` is for `wake_plasticity` or `sleep_plasticity` 'lora', but neither is. Leave it out."
+            )
+        return chosen
 
     @property
     def columns(self) -> Mapping[str, str]:
@@ -121,46 +139,42 @@ class ContinualTrainer(TaskTrainer):
             with self._signals:
                 checkpoint = self._open_run(resume_from_checkpoint)
                 steps, loss = 0, math.nan
-                for number in range(len(self.history), len(self.tasks)):
-                    self.guard.exit_if_asked()
+                for number in range(len(self.history), len(self.images.tasks)):
+                    self.check.exit_if_asked()
                     output = self._learn(number, checkpoint, **kwargs)
                     checkpoint = None
                     steps, loss = steps + output.global_step, output.training_loss
-                self.guard.exit_if_asked()
+                self.check.exit_if_asked()
             if self._publisher is not None:
                 self._publisher.finish(self.args.shows_progress)
         return TrainOutput(steps, loss, self.history.summary() if len(self.history) else {})
 
     def _open_run(self, resume: str | bool | None) -> str | None:
         """Check `output_dir`, load the state to go on from, and return the checkpoint inside the next task."""
-        output_dir = Path(self.args.output_dir)
+        args, output_dir = self.args, Path(self.args.output_dir)
         self._fit_codec()
-        protocol = make_protocol(self.model, self.args.seed, self.stream, self.history, self.memory)
-        if self.args.should_save:
+        protocol = make_protocol(self.model, args.seed, self.stream, self.history, self.memory)
+        if args.should_save:
             clean(output_dir)
         self.accelerator.wait_for_everyone()
-        stages, checkpoint = find_stages(output_dir), None
+        checkpoint = None
         if resume:
-            checkpoint = self._load_resume_point(resume, protocol)
-        elif list((output_dir / CHECKPOINTS_FOLDER).glob("*/*")):
-            raise ValueError(
-                f"`output_dir` {output_dir} holds another run, stopped inside a task. Pass "
-                "`resume_from_checkpoint=True` to go on with it, or choose an empty folder."
+            stage, checkpoint = resume_point(
+                output_dir, resume, self.history, protocol, self._settings, self.accelerator
             )
-        if stages and not History.load(stages[-1]).is_start_of(self.history):
-            raise ValueError(
-                f"`output_dir` {output_dir} holds another run ({len(stages)} stages). Pass "
-                "`resume_from_checkpoint=True` to go on with it, or choose an empty folder."
-            )
-        if resume not in (None, False, True) and self.args.should_save:
+            if stage is not None:
+                self._load_stage(stage)
+        refuse_other_run(output_dir, self.history, bool(resume))
+        if resume not in (None, False, True) and args.should_save:
             drop_later_checkpoints(checkpoints_of(output_dir, len(self.history)), checkpoint)
-        self._drop_stale(protocol)
-        if self.memory is not None and (self.args.freeze_fraction or self.memory.synapses is not None):
-            check_whole(self.accelerator)
+        drop_stale(output_dir, self.history, protocol, self._settings, args.should_save)
+        self.accelerator.wait_for_everyone()
+        if self.memory is not None and (args.freeze_fraction or self.memory.synapses is not None):
+            check_unsharded(self.accelerator)
         self.history.protocol, self.history.settings = protocol, self._settings
         if self.memory is not None and self.memory.budget is not None:
-            self._wake_pass().check_budget(self.tasks[len(self.history) :], self.memory)
-        if self.args.forward_transfer and not len(self.history):
+            self._wake_pass().check_budget(self.images.tasks[len(self.history) :], self.memory)
+        if args.forward_transfer and not len(self.history):
             self.history.untrained = self._probe_untrained(output_dir if resume else None)
         self._save_history()
         return None if checkpoint is None else str(checkpoint)
@@ -168,27 +182,9 @@ class ContinualTrainer(TaskTrainer):
     def _fit_codec(self) -> None:
         """Fit the learned codec of a new memory to images of the first task, once."""
         if self._fits_codec and self.memory is not None and isinstance(self.memory.codec, LearnedCodec):
-            codec = self._wake_pass().fitted(self.memory.codec, self.tasks[0])
-            self.memory = SemiParametricMemory(codec, self.memory.budget)
+            codec = self._wake_pass().fitted(self.memory.codec, self.images.tasks[0])
+            self.memory.become(SemiParametricMemory(codec, self.memory.budget))
         self._fits_codec = False
-
-    def _load_resume_point(self, resume: str | bool, protocol: dict) -> Path | None:
-        """Load the stage to go on from, if it is one of this run, and return the checkpoint after it."""
-        stage, checkpoint = find_resume_point(self.args.output_dir, resume, len(self.history))
-        check_equal(self.accelerator, {"the point to go on from": (stage, checkpoint)}, "before a run goes on")
-        num_done = len(self.history) if stage is None else stage_number(stage) + 1
-        if stage is not None:
-            check_same_run(stage, History.load(stage).protocol, protocol, num_done)
-        if checkpoint is not None:
-            folder = checkpoint.parents[2]
-            advice = (
-                "" if stage is None else f", or go on from the stage before: `resume_from_checkpoint={str(stage)!r}`"
-            )
-            check_same_run(folder, History.load(folder).protocol, protocol, num_done + 1, advice)
-            check_same_settings(checkpoint, History.load(folder).settings, self._settings)
-        if stage is not None:
-            self._load_stage(stage)
-        return checkpoint
 
     @property
     def _settings(self) -> dict:
@@ -201,36 +197,181 @@ class ContinualTrainer(TaskTrainer):
             settings["optimizer"] = ", ".join([kind.__name__, *(f"{name}={kwargs[name]}" for name in sorted(kwargs))])
         return settings
 
-    def _drop_stale(self, protocol: dict) -> None:
-        """Drop what was kept or measured of tasks to come that have changed since."""
-        before, number = tasks_of(self.history.protocol), len(self.history)
-        for later, now in enumerate(tasks_of(protocol)[number:], start=number):
-            if before[later : later + 1] != [now]:
-                self.history.untrained.pop(stage_name(later), None)
-        output_dir = Path(self.args.output_dir)
-        if self.args.should_save and (output_dir / HISTORY_NAME).is_file():
-            there = History.load(output_dir)
-            is_same = is_same_run(there.protocol, protocol, number + 1)
-            if not is_same or different_settings(there.settings, self._settings):
-                drop_written(checkpoints_of(output_dir, number))
-        self.accelerator.wait_for_everyone()
-
     def _probe_untrained(self, output_dir: Path | None) -> dict[str, float]:
         """Return b[i] of forward transfer by stage; what an output folder of the same run holds is not done again."""
         if output_dir is not None and (output_dir / HISTORY_NAME).is_file():
             stored = History.load(output_dir)
             if stored.protocol == self.history.protocol and stored.untrained:
                 return stored.untrained
-        return {stage_name(number): self._probe(task) for number, task in enumerate(self.tasks) if number}
+        wake = self._wake_pass()
+        return {
+            stage_name(number): wake.probe(*self.images.probe_images(number))
+            for number in range(1, len(self.images.tasks))
+        }
 
     def _load_stage(self, folder: Path) -> None:
         stored = type(self.model).from_pretrained(folder)
         self.model.grow([name for name in stored.config.classes if name not in self.model.config.label2id])
         self.model.load_state_dict(stored.state_dict())
         self.model.config.lda_weight = stored.config.lda_weight
-        self.history, self.memory = load_stage_state(folder, stored)
-        self.tasks = align_tasks(self.stream, self.history)
-        self.eval_dataset = self._eval_images(len(self.history))
+        self.history, memory = load_stage_state(folder, stored)
+        if self.memory is not None:
+            self.memory.become(memory)
+        self.images.tasks = align_tasks(self.stream, self.history)
+        self.eval_dataset = self.images.eval_sets(len(self.history), self.model.config.label2id)
+
+    def _learn(self, number: int, checkpoint: str | None, **kwargs) -> TrainOutput:
+        """Learn one task: write it into memory, train awake, sleep, evaluate and save its stage."""
+        self.run = self._begin(number)
+        self.run.write(self.model, self.images, self.checkpoints_folder)
+        self.run.begin_wake(self.model, checkpoint, self.state.log_history)
+        self._task_callback.run = self.run
+        output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        self._unwrap()
+        self.run.settle(self.model)
+        self._finish(self.run.close(self.state.global_step, self.state.epoch, self.state.max_steps))
+        return output
+
+    def _begin(self, number: int) -> TaskRun:
+        """Give the Trainer a fresh start on the grown model and the images of a task, and return its run."""
+        task, args = self.images.tasks[number], self.args
+        self.optimizer = self.lr_scheduler = None
+        self.accelerator.free_memory()
+        self._unwrap()
+        context = RunContext(args, self.memory, self.accelerator, self.check, self.lora_config, self.reader)
+        run = TaskRun(number, task, self.history, context, self.log)
+        self.state.global_step = 0
+        self.model.grow(
+            [name for name in task.classes if name not in self.model.config.label2id],
+            seeded_generator(args.seed, number),
+        )
+        if self.memory is not None:
+            self.memory.add_classes(run.record.new_classes, self.model.head.lda.num_bytes)
+            room = make_room(self.memory.synapses, count_entries(self.model), args.freeze_fraction)
+            if room is not None:
+                self.memory.set_synapses(room)
+        self.train_dataset = self.images.train_images(number, self.model.config.label2id)
+        self.eval_dataset = self.images.eval_sets(number + 1, self.model.config.label2id)
+        return run
+
+    def _unwrap(self) -> None:
+        """Hold a full, bare, plain model, as outside of the steps of wake and sleep; what is frozen is as it was."""
+        self.model = unwrap(self.accelerator, self.model_wrapped)
+        merge(self.model)
+        if self.run is not None and self.run.frozen is not None:
+            self.run.frozen.restore(self.model)
+        share_buffers(self.accelerator, self.model)
+        self.model_wrapped = self.callback_handler.model = self.model
+
+    def _sleep(self) -> None:
+        self._unwrap()
+        self.run.sleep(self.model, self._end_sleep_step)
+
+    def _nap(self) -> None:
+        self.run.nap(self.model, self.state.global_step)
+
+    @contextmanager
+    def complete_checkpoint(self, step: int) -> Iterator[Path]:
+        """Add how long the task took so far to a checkpoint."""
+        with super().complete_checkpoint(step) as folder:
+            if self.args.should_save:
+                self.run.save_seconds(folder)
+            yield folder
+
+    def _end_sleep_step(self, replay: Replay) -> None:
+        """Log and save a checkpoint when it is time, and stop with one if a signal has asked to."""
+        args, self.run.sleep_step = self.args, replay.step
+        is_first = args.logging_first_step and replay.step == 1
+        if is_first or is_due(args.logging_strategy, args.logging_steps, replay.step, args.sleep_steps):
+            self.log(replay.take_logs())
+        if self.check.signal or is_due(args.save_strategy, args.save_steps, replay.step, args.sleep_steps):
+            self.save_sleep_checkpoint(replay)
+        self.check.exit()
+
+    def _finish(self, record: TaskRecord) -> None:
+        """Evaluate, add to the history, and save the stage."""
+        if self.accelerator.num_processes > 1:
+            check_equal(self.accelerator, checksums(self.model, self.memory), f"after {self.task_name}")
+        self.confusion = []  # stays so without evaluation images
+        metrics = self.evaluate()
+        record.accuracy = [
+            metrics.get(f"eval_{stage_name(number)}_accuracy", math.nan) for number in range(self.task_number + 1)
+        ]
+        record.evaluated_images, record.num_unevaluated = count_evaluated(
+            self.images.evaluated(self.task_number + 1), self.model.config.classes, self.task_number + 1
+        )
+        record.lda_weight = self.model.config.lda_weight
+        if self.memory is None:
+            statistics = self.model.head.lda.num_bytes
+            record.memory_bytes = MemoryBytes(0, 0, 0, statistics, 0).to_dict()
+        else:
+            record.memory_bytes, record.num_codes = self.memory.num_bytes.to_dict(), len(self.memory)
+        self.history.records.append(record)
+        self.history.confusion = self.confusion
+        self.log({f"stream_{name}": value for name, value in self.history.summary().items()})
+        if self.args.should_save:
+            output_dir = Path(self.args.output_dir)
+            repo_id = self.hub_model_id if "/" in (self.hub_model_id or "") else None
+            stage = Stage(self.model, self.processing_class, self.history, self.memory, repo_id)
+            stage.save(output_dir / self.task_name)
+            self._save_history()
+            if self._publisher is not None:
+                self._publisher.publish()
+            drop_checkpoints(output_dir, self.task_number)
+        self.accelerator.wait_for_everyone()
+        self.run = None
+
+    def _save_history(self) -> None:
+        if self.args.should_save:
+            Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+            self.history.save(self.args.output_dir)
+            copy_plots(Path(self.args.output_dir) / stage_name(len(self.history) - 1), self.args.output_dir)
+
+    @property
+    def task_number(self) -> int:
+        """Number of the task at hand, from 0; between tasks that of the next."""
+        return len(self.history) if self.run is None else self.run.number
+
+    @property
+    def task_name(self) -> str:
+        """Name of the task at hand, as its stage is called."""
+        return stage_name(self.task_number)
+
+    def _wake_pass(self) -> WakePass:
+        return WakePass(self.model, self.reader, self.args, self.accelerator)
+
+    # Hooks of Trainer
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """Let a new optimizer keep what is frozen as it is."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.run is not None:
+            self.run.frozen.attach(optimizer)
+        return optimizer
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        """Augment the batch, and add memories to it if wake replays them, before the usual step."""
+        inputs = self.run.batch_of_wake(inputs, self.state.global_step)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.run.frozen.mask_gradients()
+        self.check.watch(loss)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with the number of the task, from 1, at a step that counts those of all tasks, awake and asleep."""
+        step, run = self.state.global_step, self.run
+        is_between = run is None
+        self.state.global_step = self.history.num_steps if is_between else run.steps_before + step + run.sleep_step
+        try:
+            super().log({**logs, "task": len(self.history) if is_between else run.number + 1}, start_time)
+        finally:
+            self.state.global_step = step
+
+    def _run_epoch(self, *args, **kwargs) -> None:
+        """Do nothing when a run goes on after its wake, wherever that has ended."""
+        if not self.run.is_wake_over:
+            super()._run_epoch(*args, **kwargs)
 
 
 def _check_arguments(model, args, stream) -> None:

@@ -19,8 +19,8 @@ from ..memory.synapses import count_entries, make_room
 from ..model.head_wakesleep import LinearDiscriminant
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from .arguments import ContinualTrainingArguments
+from .distributed import share_buffers
 from .lora import WAKE
-from .processes import share_buffers
 
 FIT_IMAGES = 1000  # about as many images of the first task tell a codec what the stream looks like
 
@@ -150,7 +150,7 @@ class WakePass:
         batches = self.accelerator.prepare_data_loader(loader)
         for pixels, labels in tqdm(batches, desc=description, disable=not self.args.shows_progress, leave=False):
             pixel_values = self.reader.normalise(pixels).to(self.model.device)
-            with self.args.autocast(self.model.device):
+            with self.accelerator.autocast():
                 features = self.model.extract_features(pixel_values).float()  # (b, D)
             yield pixels, *self.accelerator.gather_for_metrics((features, labels))
         self.model.train(was_training)

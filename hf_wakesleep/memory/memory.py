@@ -103,6 +103,10 @@ class SemiParametricMemory:
         """
         self._change(synapses=synapses)
 
+    def become(self, other: "SemiParametricMemory") -> None:
+        """Take over all that another memory holds; it may not be used any more."""
+        vars(self).update(vars(other))
+
     def write(
         self, codes: Sequence[bytes], labels: Sequence[int], task: int, ranks: Sequence[int] | None = None
     ) -> None:

@@ -257,12 +257,12 @@ class SemiParametricHead(nn.Module):
         """Return mixed logits (log-probabilities), classifier logits and LDA logits, each of shape (B, C)."""
         classifier_logits = self.classifier(features)  # (B, C)
         lda_logits = self.lda(features)  # (B, C)
-        return self.mix(classifier_logits, lda_logits), classifier_logits, lda_logits
+        return self.mix(classifier_logits, lda_logits, self.config.lda_weight), classifier_logits, lda_logits
 
-    def mix(self, classifier_logits: torch.Tensor, lda_logits: torch.Tensor) -> torch.Tensor:
+    @staticmethod
+    def mix(classifier_logits: torch.Tensor, lda_logits: torch.Tensor, lda_weight: float) -> torch.Tensor:
         """Return log((1 - w) softmax(classifier) + w softmax(LDA)), shape (B, C), float32, w = `lda_weight`."""
-        weight = torch.tensor([1 - self.config.lda_weight, self.config.lda_weight]).log()
-        weight = weight.to(classifier_logits.device)
+        weight = torch.tensor([1 - lda_weight, lda_weight]).log().to(classifier_logits.device)
         classifier = classifier_logits.float().log_softmax(dim=-1) + weight[0]
         lda = lda_logits.log_softmax(dim=-1) + weight[1]
         return torch.logaddexp(classifier, lda)  # (B, C)

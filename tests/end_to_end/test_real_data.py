@@ -15,7 +15,6 @@ from hf_wakesleep import (
     WebPCodec,
 )
 from hf_wakesleep.data.images import ImageReader, TaskImages, make_image_processor
-from hf_wakesleep.learning.drift import landmark_features
 from hf_wakesleep.learning.lda import update_lda
 from hf_wakesleep.learning.sleep import consolidate
 
@@ -83,7 +82,7 @@ def test_lda_from_decoded_memories_loses_a_few_points_to_that_from_the_originals
     for codec, most_lost, most_apart in ((WebPCodec(1), 0.08, 0.7), (LearnedCodec(30), 0.09, 0.9)):
         memory = SemiParametricMemory(codec, None, model.config.classes)
         memory.write(codec.encode(images), labels.numpy(), task=0)
-        update_lda(model, memory, reader, make_args(wake_plasticity="full", lda_weight=1.0))
+        update_lda(model, memory, reader, make_args(lda_update="recompute", lda_weight=1.0).sleep_config())
         lost = original - (lda(test_features).argmax(dim=-1) == test_labels).float().mean().item()
         apart = ((lda.means - means).norm(dim=1).mean() / spread).item()
         record_property(codec.name, {"bytes": memory.num_bytes.codes / len(memory), "lost": lost, "apart": apart})
@@ -98,11 +97,11 @@ def test_lda_carried_through_a_sleep_is_nearest_to_that_of_the_originals(seen, m
     memory = SemiParametricMemory(LearnedCodec(30), None, model.config.classes)
     few = torch.cat([(labels == label).nonzero()[:10, 0] for label in range(10)])
     memory.write(memory.codec.encode(images[few]), labels[few].numpy(), task=0)
-    args = make_args(backbone_learning_rate_ratio=0.05, wake_plasticity="full", lda_weight=1.0, sleep_steps=10)
+    args = make_args(backbone_learning_rate_ratio=0.05, lda_weight=1.0, sleep_steps=10)
     stale = model.head.lda.means.clone()
-    consolidate(model, memory, reader, args, before=landmark_features(model, memory, reader, args))
+    consolidate(model, memory, args.sleep_config(), reader=reader)
     carried = model.head.lda.means.clone()
-    update_lda(model, memory, reader, args)
+    update_lda(model, memory, reader, make_args(lda_update="recompute", lda_weight=1.0).sleep_config())
     anew = model.head.lda.means.clone()
     model.eval().head.lda.reset()
     model.head.lda.update(features_of(model, reader, images), labels)

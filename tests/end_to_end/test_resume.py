@@ -18,7 +18,7 @@ from hf_wakesleep import (
     SleepCallback,
     WebPCodec,
 )
-from hf_wakesleep.learning import lda, sleep, task_trainer
+from hf_wakesleep.learning import lda, sleep, task_run
 from hf_wakesleep.learning.replay import Replay
 from hf_wakesleep.learning.wake import WakePass
 from hf_wakesleep.stages.checkpoint import SLEEP_NAME, find_checkpoints
@@ -389,16 +389,16 @@ def test_seconds_go_on_from_those_before_a_stop(make_small, tmp_path, monkeypatc
 
 
 def test_a_task_that_is_written_is_not_looked_at_again(make_small, monkeypatch):
-    """Going on costs no pass over images: not over those of the task, nor over the landmarks."""
+    """Going on costs no pass over images: not over those of the task, nor over memories whose drift is looked at."""
     train_until(monkeypatch, make_small("out"), Replay, "_take_step", stop_at(2, Replay._take_step))
     resumed = make_small("out")
     looked = []
-    for where, name in ((WakePass, "write"), (task_trainer, "landmark_features")):
+    for where, name in ((WakePass, "write"), (task_run, "drift_features")):
         looking = getattr(where, name)
         monkeypatch.setattr(where, name, lambda *args, f=looking, **kwargs: looked.append(f) or f(*args, **kwargs))
     resumed.train(resume_from_checkpoint=True)
     assert len(resumed.history) == 2
-    assert [function.__name__ for function in looked] == ["write", "landmark_features"]  # of the second task
+    assert [function.__name__ for function in looked] == ["write", "drift_features"]  # of the second task
 
 
 def test_another_seed_gives_another_result(make_trainer, make_stream, whole):

@@ -123,8 +123,8 @@ def test_a_run_that_was_stopped_asleep_ends_with_the_same_numbers(make_trainer, 
     stopped = make_trainer(output_dir="stopped", **settings)
     nights = iter([sleep.update_lda, _stop])
 
-    def update_or_stop(*args):
-        return next(nights)(*args)
+    def update_or_stop(*args, **kwargs):
+        return next(nights)(*args, **kwargs)
 
     monkeypatch.setattr(sleep, "update_lda", update_or_stop)
     with pytest.raises(StopError):
@@ -135,7 +135,7 @@ def test_a_run_that_was_stopped_asleep_ends_with_the_same_numbers(make_trainer, 
     assert_same_end(whole, resumed)
 
 
-def _stop(*args):
+def _stop(*args, **kwargs):
     raise StopError
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_wakesleep import RawCodec, SemiParametricMemory
-from hf_wakesleep.learning.drift import MOST_HELD_OUT, MOST_REPLAYED, carry, landmark_features, landmarks
+from hf_wakesleep.learning.drift import MOST_HELD_OUT, MOST_REPLAYED, carry, drift_features, drift_positions
 from hf_wakesleep.learning.lda import update_lda
 from hf_wakesleep.memory.sampling import held_out_mask
 from hf_wakesleep.model.head_wakesleep import LinearDiscriminant
@@ -63,7 +63,7 @@ def test_a_linear_drift_of_a_few_carries_the_statistics_of_all(clouds, drift, ev
     assert lda.counts.tolist() == [IMAGES // CLASSES] * CLASSES
 
 
-def test_one_landmark_of_each_class_is_enough_to_follow_a_shift(clouds):
+def test_one_memory_of_each_class_is_enough_to_follow_a_shift(clouds):
     features, labels = clouds
     lda, expected = lda_of(features, labels), lda_of(features + 2.0, labels)
     carry_all(lda, features[:CLASSES], features[:CLASSES] + 2.0, labels[:CLASSES])
@@ -90,7 +90,7 @@ def test_features_that_know_nothing_of_those_before_leave_the_statistics_of_memo
 
 
 @pytest.mark.parametrize("number", [5, 6, 8, 10])
-def test_fewer_landmarks_than_dimensions_give_no_wild_map(clouds, number):
+def test_fewer_memories_than_dimensions_give_no_wild_map(clouds, number):
     features, labels = clouds
     lda, expected = lda_of(features, labels), lda_of(features + 1.0, labels)
     noise = 0.3 * torch.randn(number, DIM, generator=torch.Generator().manual_seed(6))
@@ -148,21 +148,21 @@ def test_a_class_without_images_stays_empty(clouds):
     assert lda.counts[3:].eq(0).all()
 
 
-def test_few_memories_are_all_landmarks_and_many_are_a_share_of_each_class(asleep, make_args):
+def test_the_drift_of_few_memories_is_looked_at_and_of_many_a_share_of_each_class(asleep):
     _, memory, _ = asleep
-    assert landmarks(memory, make_args()).tolist() == list(range(len(memory)))
+    assert drift_positions(memory, 0.1).tolist() == list(range(len(memory)))
     many = SemiParametricMemory(RawCodec(), None, memory.classes)
     codes = many.codec.encode(torch.zeros(8000, 3, 2, 2, dtype=torch.uint8))
     many.write(codes, np.arange(8000) % 4, task=0)
-    positions = landmarks(many, make_args())
-    is_held_out = held_out_mask(many.labels, many.tasks, make_args().held_out_share)[positions]
+    positions = drift_positions(many, 0.1)
+    is_held_out = held_out_mask(many.labels, many.tasks, 0.1)[positions]
     assert is_held_out.sum() == MOST_HELD_OUT
     assert MOST_REPLAYED <= len(positions) - MOST_HELD_OUT <= MOST_REPLAYED + 4
     share = (MOST_REPLAYED + MOST_HELD_OUT) // 4
     assert set(np.bincount(many.labels[positions])) <= {share, share + 1}
     few = SemiParametricMemory(RawCodec(), None, [*memory.classes, "rare"])
     few.write([*codes, codes[0]], [*(np.arange(8000) % 4), 4], task=0)
-    assert (few.labels[landmarks(few, make_args())] == 4).sum() == 1
+    assert (few.labels[drift_positions(few, 0.1)] == 4).sum() == 1
 
 
 def test_lda_follows_a_trained_backbone_with_the_statistics_of_all_images(asleep, make_args):
@@ -176,7 +176,7 @@ def test_lda_follows_a_trained_backbone_with_the_statistics_of_all_images(asleep
     few = SemiParametricMemory(RawCodec(), None, memory.classes)
     few.write(few.codec.encode(images[::4]), labels[::4].numpy(), task=0)
     args = make_args()
-    before = landmark_features(model, few, reader, args)
+    before = drift_features(model, few, reader, args.sleep_config())
     with torch.no_grad():
         for parameter in model.backbone.parameters():
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4))
@@ -184,8 +184,8 @@ def test_lda_follows_a_trained_backbone_with_the_statistics_of_all_images(asleep
         expected = LinearDiscriminant(32, 4, model.config.lda_shrinkage)
         expected.update(model.extract_features(pixel_values).cpu(), labels)
     gaps = {}
-    for name, place in (("carry", before), ("recompute", None)):
+    for name in ("carry", "recompute"):
         trial = copy.deepcopy(model)
-        update_lda(trial, few, reader, args, 0, place)
+        update_lda(trial, few, reader, make_args(lda_update=name).sleep_config(), features_before=before)
         gaps[name] = (trial.head.lda.means.cpu() - expected.means).norm().item()
     assert gaps["carry"] < 0.5 * gaps["recompute"]

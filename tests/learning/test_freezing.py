@@ -11,7 +11,7 @@ def test_importance_is_the_mean_squared_gradient_of_the_log_likelihood(asleep, m
     model, memory, reader = asleep
     args = make_args(importance_images=7, per_device_eval_batch_size=3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = importance(model, memory, reader, args, task=2)
+    found = importance(model, memory, reader, args.sleep_config(2))
     positions = memory.balanced().positions(7, (args.seed, 2))
     model.eval()
     expected = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
@@ -30,11 +30,11 @@ def test_importance_is_the_mean_squared_gradient_of_the_log_likelihood(asleep, m
 def test_importance_repeats_bit_for_bit_whatever_learns(asleep, make_args):
     model, memory, reader = asleep
     args = make_args(importance_images=4)
-    first = importance(model, memory, reader, args, task=0)
+    first = importance(model, memory, reader, args.sleep_config(0))
     model.backbone.requires_grad_(False)
-    second = importance(model.train(), memory, reader, args, task=0)
+    second = importance(model.train(), memory, reader, args.sleep_config(0))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
-    other = importance(model, memory, reader, args, task=1)
+    other = importance(model, memory, reader, args.sleep_config(1))
     assert not torch.equal(first["head.classifier.weight"], other["head.classifier.weight"])
 
 
@@ -83,7 +83,7 @@ def test_the_top_share_is_frozen_however_well_the_classes_are_apart(asleep, make
     known = SemiParametricMemory(memory.codec, None, memory.classes)
     known.write(memory.codes(is_right.nonzero()[:, 0].numpy()), memory.labels[is_right.numpy()], task=0)
     args = make_args(importance_images=8, freeze_fraction=0.1)
-    for name, mask in freeze_synapses(model, known, reader, args, task=0).masks(model).items():
+    for name, mask in freeze_synapses(model, known, reader, args.sleep_config(0)).masks(model).items():
         assert mask.sum() == int(0.1 * mask.numel()), name
 
 

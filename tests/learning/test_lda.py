@@ -9,14 +9,14 @@ from conftest import NAMES
 
 from hf_wakesleep import RawCodec, SemiParametricMemory
 from hf_wakesleep.data.images import ImageReader, make_image_processor
-from hf_wakesleep.learning.drift import landmark_features, memory_features
+from hf_wakesleep.learning.drift import drift_features, memory_features
 from hf_wakesleep.learning.lda import update_lda
 from hf_wakesleep.model.head_wakesleep import LinearDiscriminant
 
 
 def test_statistics_are_those_of_all_decoded_memories(asleep, make_args):
     model, memory, reader = asleep
-    update_lda(model, memory, reader, make_args(per_device_eval_batch_size=7))
+    update_lda(model, memory, reader, make_args(per_device_eval_batch_size=7, lda_update="recompute").sleep_config())
     images, labels = memory.read(np.arange(len(memory)))
     with torch.no_grad():
         features = model.eval().extract_features(reader.normalise(images).to(model.device)).cpu()
@@ -30,9 +30,9 @@ def test_statistics_are_those_of_all_decoded_memories(asleep, make_args):
 def test_the_weight_of_lda_follows_the_better_half(asleep, make_args):
     model, memory, reader = asleep
     torch.nn.init.zeros_(model.head.classifier.weight)  # a classifier that knows nothing
-    update_lda(model, memory, reader, make_args())
+    update_lda(model, memory, reader, make_args(lda_update="recompute").sleep_config())
     assert model.config.lda_weight > 0.5
-    update_lda(model, memory, reader, make_args(lda_weight=0.25))
+    update_lda(model, memory, reader, make_args(lda_weight=0.25, lda_update="recompute").sleep_config())
     assert model.config.lda_weight == 0.25
 
 
@@ -41,9 +41,13 @@ def test_one_memory_of_each_class_is_enough_to_set_the_weight(asleep, make_args)
     few = SemiParametricMemory(RawCodec(), None, NAMES)
     images, _ = memory.read(np.arange(4))
     few.write(few.codec.encode(images), [0, 1, 2, 3], task=0)
-    assert update_lda(model, few, reader, make_args()) == 1.0
+    assert update_lda(model, few, reader, make_args(lda_update="recompute").sleep_config()) == 1.0
     assert model.config.lda_weight > 0.5
-    assert math.isnan(update_lda(model, few, reader, make_args(held_out_share=0.0, lda_weight=0.25)))
+    assert math.isnan(
+        update_lda(
+            model, few, reader, make_args(held_out_share=0.0, lda_weight=0.25, lda_update="recompute").sleep_config()
+        )
+    )
     assert model.config.lda_weight == 0.25
 
 
@@ -63,15 +67,15 @@ def test_the_mix_is_set_and_the_covariance_is_carried_along_with_many_classes(
     memory.write(memory.codec.encode(images.to(torch.uint8)), labels, task=0)
     reader = ImageReader(make_image_processor(model.config))
     args = make_args(per_device_eval_batch_size=512)
-    every = list(memory_features(model, memory, reader, args, np.arange(len(memory)), ""))
+    every = list(memory_features(model, memory, reader, args.sleep_config(), np.arange(len(memory)), ""))
     for _, features, some in every:
         model.head.lda.update(features, some)
         model.head.lda.update(features + 0.1 * torch.randn(features.shape, generator=generator), some)
-    before, covariance = landmark_features(model, memory, reader, args), model.head.lda.covariance()
+    before, covariance = drift_features(model, memory, reader, args.sleep_config()), model.head.lda.covariance()
     with torch.no_grad():
         model.backbone.layernorm.weight.mul_(2)
         model.backbone.layernorm.bias.mul_(2)
-    accuracy = update_lda(model, memory, reader, args, 0, before)
+    accuracy = update_lda(model, memory, reader, args.sleep_config(), features_before=before)
     assert 0 <= accuracy <= 1
     assert model.config.lda_weight > 0.5
     assert accuracy > 0.5

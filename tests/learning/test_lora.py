@@ -13,7 +13,7 @@ from runs import StopError, assert_same_end, stop_at
 from transformers import TimmWrapperConfig, TrainerCallback
 
 from hf_wakesleep import ContinualTrainer, WakeSleepForImageClassification, consolidate
-from hf_wakesleep.learning import lora, task_trainer
+from hf_wakesleep.learning import lora, task_run
 from hf_wakesleep.learning.lora import FACTORS_NAME, check_lora, factors, inject, merge, read_factors, without_factors
 from hf_wakesleep.learning.plasticity import parameter_groups, set_plasticity
 from hf_wakesleep.learning.replay import Replay
@@ -159,7 +159,9 @@ def test_a_sleep_changes_the_chosen_weights_by_the_chosen_rank(asleep, make_args
     config = LoraConfig(r=2, lora_alpha=16, target_modules=["fc1"])
     for sleeper in (model, twin):
         torch.rand(3)
-        consolidate(sleeper, memory, reader, make_args(sleep_plasticity="lora"), lora_config=config)
+        consolidate(
+            sleeper, memory, make_args(sleep_plasticity="lora").sleep_config(lora_config=config), reader=reader
+        )
     assert equal_states(model, twin)
     assert tree(model.backbone) == tree(before.backbone)
     for (name, old), new in zip(
@@ -181,7 +183,7 @@ def test_a_description_names_the_rank_and_what_is_not_the_default():
 
 def test_lda_follows_a_backbone_that_wake_has_changed(make_trainer, make_model, monkeypatch):
     updated = []
-    monkeypatch.setattr(task_trainer, "update_lda", lambda model, *args: updated.append(tree(model)))
+    monkeypatch.setattr(task_run, "update_lda", lambda model, *args, **kwargs: updated.append(tree(model)))
     awake = make_trainer(wake_plasticity="lora", sleep_steps=0)
     awake.train()
     assert updated

@@ -31,16 +31,18 @@ def test_targets_are_mixed_as_the_pixels_are():
 
 def test_rem_and_nrem_report_losses_of_their_own(asleep, make_args):
     model, memory, reader = asleep
-    report = consolidate(model, memory, reader, make_args(sleep_steps=12, sleep_cycles=2, rem_share=0.5))
+    report = consolidate(
+        model, memory, make_args(sleep_steps=12, sleep_cycles=2, rem_share=0.5).sleep_config(), reader=reader
+    )
     assert report.rem_loss > 0
     assert report.loss > 0
-    assert np.isnan(consolidate(model, memory, reader, make_args(rem_share=1.0)).loss)
+    assert np.isnan(consolidate(model, memory, make_args(rem_share=1.0).sleep_config(), reader=reader).loss)
 
 
 def test_a_sleep_with_dreams_teaches_and_is_the_same_again(asleep, make_args):
     model, memory, reader = asleep
     twin = copy.deepcopy(model)
     args = make_args(sleep_steps=100, sleep_batch_size=32, rem_share=0.4)
-    reports = [consolidate(sleeper, memory, reader, args) for sleeper in (model, twin)]
+    reports = [consolidate(sleeper, memory, args.sleep_config(), reader=reader) for sleeper in (model, twin)]
     assert equal_states(model, twin)
     assert reports[0].held_out_accuracy > 0.7 > reports[0].held_out_accuracy_before

@@ -20,7 +20,7 @@ def accuracy(model, memory, reader, part="logits") -> float:
 
 def test_a_network_learns_from_its_memories_alone(asleep, make_args):
     model, memory, reader = asleep
-    report = consolidate(model, memory, reader, make_args(sleep_steps=150, sleep_batch_size=32))
+    report = consolidate(model, memory, make_args(sleep_steps=150, sleep_batch_size=32).sleep_config(), reader=reader)
     assert accuracy(model, memory, reader, "classifier_logits") > 0.85
     assert accuracy(model, memory, reader) > 0.85
     assert (report.steps, report.images) == (150, 150 * 32)
@@ -35,7 +35,7 @@ def test_the_same_sleep_gives_the_same_weights(asleep, make_args):
     twin = copy.deepcopy(model)
     for sleeper in (model, twin):
         torch.manual_seed(0)
-        consolidate(sleeper, memory, reader, make_args(augmentation="crop-flip"), place=(3,))
+        consolidate(sleeper, memory, make_args(augmentation="crop-flip").sleep_config(3), reader=reader)
     assert equal_states(model, twin)
 
 
@@ -46,7 +46,7 @@ def test_the_seed_decides_which_memories_are_replayed_and_what_is_learned(asleep
         drawn.append([])
         memory.read = lambda positions: drawn[-1].append(positions.tolist()) or read(positions)
         sleepers.append(copy.deepcopy(model))
-        consolidate(sleepers[-1], memory, reader, make_args(seed=seed, sleep_steps=2))
+        consolidate(sleepers[-1], memory, make_args(seed=seed, sleep_steps=2).sleep_config(), reader=reader)
     assert drawn[0] == drawn[1] != drawn[2]
     assert equal_states(sleepers[0], sleepers[1])
     assert not equal_states(sleepers[0], sleepers[2])
@@ -55,7 +55,7 @@ def test_the_seed_decides_which_memories_are_replayed_and_what_is_learned(asleep
 def test_a_plastic_head_alone_leaves_the_backbone_as_it_was(asleep, make_args):
     model, memory, reader = asleep
     before = copy.deepcopy(model)
-    consolidate(model, memory, reader, make_args(sleep_plasticity="head"))
+    consolidate(model, memory, make_args(sleep_plasticity="head").sleep_config(), reader=reader)
     assert equal_states(model.backbone, before.backbone)
     assert not torch.equal(model.head.classifier.weight, before.head.classifier.weight)
 
@@ -63,7 +63,7 @@ def test_a_plastic_head_alone_leaves_the_backbone_as_it_was(asleep, make_args):
 def test_an_empty_memory_is_refused(asleep, make_args):
     model, _, reader = asleep
     with pytest.raises(ValueError, match="the memory is empty"):
-        consolidate(model, SemiParametricMemory(RawCodec(), None, NAMES), reader, make_args())
+        consolidate(model, SemiParametricMemory(RawCodec(), None, NAMES), make_args().sleep_config(), reader=reader)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.4, 0.0])
@@ -73,10 +73,10 @@ def test_held_out_memories_are_never_replayed(asleep, make_args, monkeypatch, sh
     monkeypatch.setattr(type(memory), "read", _spy(type(memory).read, seen))
     from hf_wakesleep.learning import sleep
 
-    monkeypatch.setattr(sleep, "update_lda", lambda *args: 0.5)
+    monkeypatch.setattr(sleep, "update_lda", lambda *args, **kwargs: 0.5)
     monkeypatch.setattr(sleep, "held_out_accuracy", lambda *args: 0.5)
     args = make_args(sleep_steps=40, sleep_batch_size=64, held_out_share=share, lda_weight=0.5)
-    consolidate(model, memory, reader, args)
+    consolidate(model, memory, args.sleep_config(), reader=reader)
     assert len(seen) > 0.7 * (1 - share) * len(memory)
     assert len(memory) - len(seen) >= round(share * len(memory)) - len(memory.classes)
     assert not seen & set(np.flatnonzero(held_out_mask(memory.labels, memory.tasks, share)).tolist())
@@ -98,8 +98,8 @@ def test_a_sleep_can_end_with_the_average_of_its_weights(asleep, make_args):
     consolidate(
         model,
         memory,
-        reader,
-        args,
+        args.sleep_config(),
+        reader=reader,
         on_step_end=lambda replay: seen.append(copy.deepcopy(dict(replay.bare.named_parameters()))),
     )
     expected = seen[0]
@@ -108,5 +108,5 @@ def test_a_sleep_can_end_with_the_average_of_its_weights(asleep, make_args):
         expected = {name: decay * value + (1 - decay) * weights[name] for name, value in expected.items()}
     for name, value in model.named_parameters():
         torch.testing.assert_close(value, expected[name])
-    consolidate(twin, memory, reader, make_args(sleep_steps=6))
+    consolidate(twin, memory, make_args(sleep_steps=6).sleep_config(), reader=reader)
     assert not equal_states(model, twin)

@@ -14,7 +14,7 @@ from transformers import DefaultDataCollator, EarlyStoppingCallback, Trainer, Tr
 
 from hf_wakesleep import ContinualTrainer
 from hf_wakesleep.learning.arguments import FIXED
-from hf_wakesleep.learning.shards import check_sharding
+from hf_wakesleep.learning.distributed import check_sharding
 
 # What each field of `TrainingArguments` is here. A field that is in none of these sets is new: try it, then add it.
 WORKS = {  # tried below, or in another test
@@ -240,20 +240,20 @@ def test_other_kinds_and_folders_of_stages_are_refused_before_anything_is_writte
     ("kind", "changes", "message"),
     [
         (DistributedType.DEEPSPEED, {}, "without DeepSpeed"),
-        (DistributedType.FSDP, {"sleep_average": 0.9}, "`sleep_average` needs a model that is whole .* got 0.9"),
-        (DistributedType.FSDP, {"sleep_every_n_steps": 3}, "`sleep_every_n_steps` needs a model that is whole"),
+        (DistributedType.FSDP, {"sleep_average": 0.9}, "`sleep_average` needs a full model .* got 0.9"),
+        (DistributedType.FSDP, {"sleep_every_n_steps": 3}, "`sleep_every_n_steps` needs a full model"),
     ],
 )
-def test_what_models_in_shards_cannot_do_is_refused_by_name(make_args, kind, changes, message):
+def test_what_models_in_shards_cannot_do_is_refused_by_name(kind, changes, message):
     with pytest.raises(ValueError, match=message):
-        check_sharding(SimpleNamespace(distributed_type=kind), make_args(**changes))
+        check_sharding(SimpleNamespace(distributed_type=kind), changes)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16), ("no", None)])
-def test_features_are_computed_in_the_precision_of_training_awake_and_asleep(make_args, precision, dtype):
+def test_features_are_computed_in_the_precision_of_training(make_args, precision, dtype):
     args = make_args()
     args.mixed_precision = precision  # as a launch may set it
-    with args.autocast(torch.device("cpu")):
+    with args.sleep_config().autocast(torch.device("cpu")):
         assert torch.is_autocast_enabled("cpu") == (dtype is not None)
         assert dtype in (None, torch.get_autocast_dtype("cpu"))
 

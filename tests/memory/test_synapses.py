@@ -20,8 +20,8 @@ from hf_wakesleep import (
     WakeSleepForImageClassification,
     consolidate,
 )
+from hf_wakesleep.learning.distributed import check_unsharded
 from hf_wakesleep.learning.replay import Replay
-from hf_wakesleep.learning.shards import check_whole
 from hf_wakesleep.memory.synapses import FrozenEntries, count_entries, count_parts, part_of
 from hf_wakesleep.model.digests_wakesleep import write_digests
 from hf_wakesleep.reporting.plots import plot_synapses
@@ -183,9 +183,9 @@ def test_each_sleep_freezes_more_and_moves_nothing_that_is_frozen(asleep, make_a
     args = make_args(**FREEZING, weight_decay=0.1, max_grad_norm=0.1)
     never = make_args()
     accelerator = Accelerator(mixed_precision=precision)
-    first = consolidate(model, memory, reader, args, accelerator=accelerator)
+    first = consolidate(model, memory, args.sleep_config(), reader=reader, accelerator=accelerator)
     before, synapses = copy.deepcopy(model), memory.synapses
-    second = consolidate(model, memory, reader, args, place=(1,), accelerator=accelerator)
+    second = consolidate(model, memory, args.sleep_config(1), reader=reader, accelerator=accelerator)
     assert_kept(synapses, before, model)
     assert 0.2 < first.frozen_fraction <= 0.3
     assert first.frozen_fraction < second.frozen_fraction < 0.6
@@ -193,13 +193,13 @@ def test_each_sleep_freezes_more_and_moves_nothing_that_is_frozen(asleep, make_a
     assert second.scalars()["frozen/head"] == second.frozen["head"] >= first.frozen["head"]
     masks = memory.synapses.masks(model)
     assert all((masks[name] | ~mask).all() for name, mask in synapses.masks(model).items())
-    third = consolidate(model, memory, reader, never, place=(2,), accelerator=accelerator)
+    third = consolidate(model, memory, never.sleep_config(2), reader=reader, accelerator=accelerator)
     assert third.frozen_fraction == second.frozen_fraction
 
 
 def test_without_freezing_there_are_no_masks(asleep, make_args, tmp_path):
     model, memory, reader = asleep
-    report = consolidate(model, memory, reader, make_args())
+    report = consolidate(model, memory, make_args().sleep_config(), reader=reader)
     assert (report.frozen_fraction, report.frozen, memory.synapses, memory.num_bytes.masks) == (0.0, {}, None, 0)
     memory.save(tmp_path)
     assert not (tmp_path / "synapses.safetensors").exists()
@@ -280,9 +280,9 @@ def test_two_processes_freeze_the_same(tmp_path):
 
 @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
 def test_a_model_in_shards_cannot_be_frozen(kind):
-    with pytest.raises(ValueError, match="Expected a model that is whole on every process"):
-        check_whole(SimpleNamespace(distributed_type=kind))
-    check_whole(SimpleNamespace(distributed_type=DistributedType.MULTI_CPU))
+    with pytest.raises(ValueError, match="Expected a full model on every process"):
+        check_unsharded(SimpleNamespace(distributed_type=kind))
+    check_unsharded(SimpleNamespace(distributed_type=DistributedType.MULTI_CPU))
 
 
 def test_every_row_of_the_picture_has_its_own_number(model):

@@ -11,6 +11,7 @@ from runs import assert_same_end
 from transformers import TrainerCallback
 
 from hf_wakesleep import WakeSleepForImageClassification, consolidate
+from hf_wakesleep.learning.drift import drift_features
 from hf_wakesleep.learning.replay import Replay
 from hf_wakesleep.stages.stage import find_stages
 
@@ -75,7 +76,7 @@ def _break_asleep(monkeypatch, at):
         if replay.step == at:
             with torch.no_grad():
                 bias[0] = math.nan
-        accepts = replay.guard.accepts
+        accepts = replay.check.accepts
 
         def repairing(step):
             with torch.no_grad():
@@ -83,13 +84,13 @@ def _break_asleep(monkeypatch, at):
             return accepts(step)
 
         if replay.step == at:
-            replay.guard.accepts = repairing
+            replay.check.accepts = repairing
         before = {name: value.clone() for name, value in replay.bare.state_dict().items()}
         before["head.classifier.bias"] = kept
         try:
             take_step(replay)
         finally:
-            replay.guard.accepts = accepts
+            replay.check.accepts = accepts
         if replay.step == at + 1:
             assert all(torch.equal(before[name], value) for name, value in replay.bare.state_dict().items())
 
@@ -99,9 +100,11 @@ def _break_asleep(monkeypatch, at):
 def test_a_loss_asleep_that_is_not_finite_stops_or_is_skipped(asleep, make_args, monkeypatch):
     model, memory, reader = asleep
     _break_asleep(monkeypatch, at=9)
-    with pytest.raises(FloatingPointError, match=r"step 10 of the sleep after task 3 .* `non_finite_loss='skip'`"):
-        consolidate(model, memory, reader, make_args(sleep_steps=10), place=(2,))
-    report = consolidate(model, memory, reader, make_args(sleep_steps=10, non_finite_loss="skip"))
+    with pytest.raises(FloatingPointError, match=r"step 10 of sleep .* `non_finite_loss='skip'`"):
+        consolidate(model, memory, make_args(sleep_steps=10).sleep_config(2), reader=reader)
+    report = consolidate(
+        model, memory, make_args(sleep_steps=10, non_finite_loss="skip").sleep_config(), reader=reader
+    )
     assert all(value.isfinite().all() for value in model.state_dict().values())
     assert math.isnan(report.loss)  # of the last tenth of the steps, which is the one that was skipped
 
@@ -109,6 +112,7 @@ def test_a_loss_asleep_that_is_not_finite_stops_or_is_skipped(asleep, make_args,
 def test_a_sleep_left_and_gone_on_with_ends_the_same_without_a_trainer(asleep, make_args, make_model):
     model, memory, reader = asleep
     args = make_args(sleep_steps=10, augmentation="crop", sleep_average=0.8, sleep_cycles=2, rem_share=0.5)
+    config, before = args.sleep_config(), drift_features(model, memory, reader, args.sleep_config())
     saved = {}
 
     def save(replay):
@@ -117,11 +121,13 @@ def test_a_sleep_left_and_gone_on_with_ends_the_same_without_a_trainer(asleep, m
                 state=copy.deepcopy(replay.state_dict()), weights={k: v.clone() for k, v in model.state_dict().items()}
             )
 
-    whole = consolidate(model, memory, reader, args, on_step_end=save)
+    whole = consolidate(model, memory, config, reader=reader, on_step_end=save)
     twin = make_model()
     twin.grow(["0", "1", "2", "3"])
     twin.load_state_dict(saved["weights"])
-    report = consolidate(twin, memory, reader, args, state=saved["state"])
+    with pytest.raises(ValueError, match="Expected `features_before` with `state`"):
+        consolidate(twin, memory, config, reader=reader, state=saved["state"])
+    report = consolidate(twin, memory, config, reader=reader, state=saved["state"], features_before=before)
     assert equal_states(model, twin)
     assert repr(replace(report, seconds=0)) == repr(replace(whole, seconds=0))
 
@@ -137,7 +143,9 @@ def test_too_little_memory_to_sleep_says_what_to_lower(asleep, make_args, call, 
 
     model.backbone.register_forward_pre_hook(demand)
     with pytest.raises(MemoryError, match=f"`{name}` {16 if call == 6 else 8}.* or lower it"):
-        consolidate(model, memory, reader, make_args(sleep_steps=10, per_device_eval_batch_size=8))
+        consolidate(
+            model, memory, make_args(sleep_steps=10, per_device_eval_batch_size=8).sleep_config(), reader=reader
+        )
 
 
 def test_other_errors_asleep_are_left_as_they_are(asleep, make_args):
@@ -148,4 +156,4 @@ def test_other_errors_asleep_are_left_as_they_are(asleep, make_args):
 
     model.backbone.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="^something else$"):
-        consolidate(model, memory, reader, make_args())
+        consolidate(model, memory, make_args().sleep_config(), reader=reader)

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from hf_wakesleep.learning.signals import StopSignals, exit_by
+from hf_wakesleep.learning.stopping import StopSignals, exit_by
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

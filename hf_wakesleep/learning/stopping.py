@@ -1,30 +1,72 @@
-"""StepGuard: what all processes agree on at every step, awake and asleep, before it changes the weights."""
+"""Stopping: what ends a run before its end: a loss that is not finite, or a signal to stop after the step at hand."""
+
+import signal
+import threading
 
 import torch
 from accelerate import Accelerator
 from transformers.utils import logging
 
-from .arguments import ContinualTrainingArguments
-from .signals import StopSignals, exit_by
-
 logger = logging.get_logger(__name__)
 
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 
-class StepGuard:
+
+class StopSignals:
+    """Notes signals while its `with` block runs; elsewhere than in the main thread it notes none.
+
+    The first SIGTERM or SIGINT asks to stop after the step at hand, the second acts at once.
+
+    Attributes:
+        received (`int`): Number of the signal that came; 0 for none.
+    """
+
+    def __init__(self):
+        self.received = 0
+        self._previous = {}
+
+    def __enter__(self) -> "StopSignals":
+        self.received = 0
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._receive) for number in STOPPING}
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._restore()
+
+    def _receive(self, number: int, frame) -> None:
+        self.received = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._previous = {}
+
+
+def exit_by(number: int, message: str) -> None:
+    """End the program as it ends by that signal: `KeyboardInterrupt` for SIGINT, else exit status 128 + number."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt(message)
+    raise SystemExit(128 + number)
+
+
+class StepCheck:
     """Says whether a step may be taken, and whether a signal asks to stop after it.
 
     Args:
-        args ([`ContinualTrainingArguments`]): `non_finite_loss`.
         accelerator (`Accelerator`): Its processes must all answer alike.
+        non_finite_loss (`str`, defaults to `"stop"`): What to do about a loss that is infinite or not a number:
+            `"stop"` or `"skip"`.
         signals ([`StopSignals`], *optional*): Notes the signals of this process.
 
     Attributes:
         signal (`int`): Number of the signal that one of the processes received before the last step; 0 for none.
     """
 
-    def __init__(self, args: ContinualTrainingArguments, accelerator: Accelerator, signals: StopSignals | None = None):
-        self.args = args
+    def __init__(self, accelerator: Accelerator, non_finite_loss: str = "stop", signals: StopSignals | None = None):
         self.accelerator = accelerator
+        self.non_finite_loss = non_finite_loss
         self.signals = signals or StopSignals()
         self.signal = 0
         self._is_finite = True
@@ -44,7 +86,7 @@ class StepGuard:
         """
         failed, self.signal = self._agree(int(not self._is_finite), self.signals.received)
         self._is_finite = True
-        if failed and self.args.non_finite_loss == "stop":
+        if failed and self.non_finite_loss == "stop":
             raise FloatingPointError(
                 f"Expected a finite loss, but that of {step} is infinite or not a number. Nothing was changed by "
                 "this step, and the last stage and checkpoint are intact. Set `max_grad_norm`, use `bf16` instead of "

@@ -1,0 +1,143 @@
+"""Resume: the state that a run starts with, and the stage and checkpoint that it goes on from."""
+
+from pathlib import Path
+
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from ..codecs.base import Codec
+from ..codecs.registry import DEFAULT_CODEC, make_codec
+from ..memory.memory import SemiParametricMemory
+from ..model.configuration_wakesleep import WakeSleepConfig
+from ..model.modeling_wakesleep import WakeSleepForImageClassification
+from ..reporting.history import HISTORY_NAME, History
+from ..stages.checkpoint import CHECKPOINTS_FOLDER, checkpoints_of, find_resume_point
+from ..stages.ingest import drop_written
+from ..stages.protocol import check_same_run, is_same_run, tasks_of
+from ..stages.stage import find_stages, load_stage_state, stage_folder, stage_name, stage_number
+from .arguments import ContinualTrainingArguments
+from .distributed import check_equal
+from .settings import check_same_settings, different_settings
+
+
+def initial_state(
+    model: WakeSleepForImageClassification, args: ContinualTrainingArguments, codec: Codec | None = None
+) -> tuple[History, SemiParametricMemory | None]:
+    """Return history and memory to start with: new ones for a new model, else those of the stage it was loaded from.
+
+    Args:
+        model ([`WakeSleepForImageClassification`]): A model without classes, or what `from_pretrained` gave.
+        args ([`ContinualTrainingArguments`]): `codec`, `codec_quality` and `memory_budget` of a new memory.
+        codec ([`Codec`], *optional*): The codec of a new memory, instead of what the arguments say.
+
+    Raises:
+        TypeError: If it is another model.
+        ValueError: If the model knows classes, but there is no history where it was loaded from, or the files there
+            are damaged or of different stages.
+    """
+    if not isinstance(model, PreTrainedModel) or model.config.model_type != WakeSleepConfig.model_type:
+        raise TypeError(f"Expected a WakeSleepForImageClassification, got {type(model).__name__}.")
+    if not model.config.classes:
+        if codec is None:
+            settings = {} if args.codec_quality is None else {"quality": args.codec_quality}
+            codec = make_codec(args.codec or DEFAULT_CODEC, **settings)
+        return History(), None if args.memory_bytes == 0 else SemiParametricMemory(codec, args.memory_bytes)
+    folder = stage_folder(model)
+    if not (folder / HISTORY_NAME).is_file():
+        raise ValueError(
+            f"The model knows {len(model.config.classes)} classes, but there is no {HISTORY_NAME} in "
+            f"{model.name_or_path!r}, where it was loaded from. Load a whole stage, or start with a model without "
+            "classes."
+        )
+    history, memory = load_stage_state(folder, model)
+    if args.memory_bytes == 0:
+        memory = None
+    elif memory is None:
+        raise ValueError(
+            f"The stage in {model.name_or_path!r} keeps no memory, so sleep would forget what it knows. Pass "
+            "`memory_budget='0'` and `sleep_steps=0`, or load a stage with a memory."
+        )
+    else:
+        _check_codec(memory.codec, args)
+        memory.set_budget(memory.budget if args.memory_bytes is None else args.memory_bytes)
+    return history, memory
+
+
+def _check_codec(codec: Codec, args: ContinualTrainingArguments) -> None:
+    there = {"codec": codec.name, "codec_quality": codec.settings().get("quality")}
+    for name, value in there.items():
+        asked = getattr(args, name)
+        if asked not in (None, value):
+            raise ValueError(
+                f"The memory of the stage was written with `{name}` {value!r}, got {asked!r}. Leave it out to go on "
+                "with the same."
+            )
+
+
+def resume_point(
+    output_dir: Path, resume: str | bool, history: History, protocol: dict, settings: dict, accelerator: Accelerator
+) -> tuple[Path | None, Path | None]:
+    """Return the stage to go on from and, inside the task after it, the checkpoint; `None` where there is none.
+
+    Args:
+        output_dir (`Path`): Where the run writes.
+        resume (`str` or `bool`): `True` for the last ones there, or the path of one.
+        history ([`History`]): What the model at hand has learned.
+        protocol (`dict`): What must not differ, see [`make_protocol`].
+        settings (`dict`): Hyper-parameters that may not differ inside a task.
+        accelerator (`Accelerator`): Its processes must all find the same.
+
+    Raises:
+        ValueError: If it is neither a stage nor a checkpoint, or belongs to another run.
+    """
+    stage, checkpoint = find_resume_point(output_dir, resume, len(history))
+    check_equal(accelerator, {"the point to go on from": (stage, checkpoint)}, "before a run goes on")
+    num_done = len(history) if stage is None else stage_number(stage) + 1
+    if stage is not None:
+        check_same_run(stage, History.load(stage).protocol, protocol, num_done)
+    if checkpoint is not None:
+        before = History.load(checkpoint.parents[2])
+        advice = "" if stage is None else f", or go on from the stage before: `resume_from_checkpoint={str(stage)!r}`"
+        check_same_run(checkpoint.parents[2], before.protocol, protocol, num_done + 1, advice)
+        check_same_settings(checkpoint, before.settings, settings)
+    return stage, checkpoint
+
+
+def refuse_other_run(output_dir: Path, history: History, resumes: bool) -> None:
+    """Refuse an output folder that holds another run than that of a history.
+
+    Args:
+        output_dir (`Path`): Where the run writes.
+        history ([`History`]): What has been learned.
+        resumes (`bool`): Whether checkpoints inside a task are expected there.
+
+    Raises:
+        ValueError: If it does.
+    """
+    advice = "Pass `resume_from_checkpoint=True` to go on with it, or choose an empty folder."
+    if not resumes and list((output_dir / CHECKPOINTS_FOLDER).glob("*/*")):
+        raise ValueError(f"`output_dir` {output_dir} holds another run, stopped inside a task. {advice}")
+    stages = find_stages(output_dir)
+    if stages and not History.load(stages[-1]).is_start_of(history):
+        raise ValueError(f"`output_dir` {output_dir} holds another run ({len(stages)} stages). {advice}")
+
+
+def drop_stale(output_dir: Path, history: History, protocol: dict, settings: dict, may_write: bool) -> None:
+    """Drop what was measured or kept of tasks to come that have changed since.
+
+    Args:
+        output_dir (`Path`): Where the run writes.
+        history ([`History`]): What has been learned; measurements of tasks that have changed are dropped from it.
+        protocol (`dict`): Tasks as they are now, see [`make_protocol`].
+        settings (`dict`): Hyper-parameters as they are now.
+        may_write (`bool`): Whether this process is the one that writes files.
+    """
+    before, number = tasks_of(history.protocol), len(history)
+    for later, now in enumerate(tasks_of(protocol)[number:], start=number):
+        if before[later : later + 1] != [now]:
+            history.untrained.pop(stage_name(later), None)
+    if may_write and (output_dir / HISTORY_NAME).is_file():
+        there = History.load(output_dir)
+        is_same = is_same_run(there.protocol, protocol, number + 1)
+        if not is_same or different_settings(there.settings, settings):
+            drop_written(checkpoints_of(output_dir, number))

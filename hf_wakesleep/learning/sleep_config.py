@@ -1,0 +1,104 @@
+"""SleepConfig: how one sleep goes."""
+
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig
+
+PLASTICITIES = ("full", "head", "lora")
+LDA_UPDATES = ("carry", "recompute", "keep")
+_COUNTS = {"steps": 0, "batch_size": 1, "cycles": 1, "importance_images": 1, "eval_batch_size": 1}
+_CHOICES = {
+    "augmentation": ("none", "crop", "crop-flip"),
+    "lda_update": LDA_UPDATES,
+    "lr_scheduler_type": ("cosine", "constant_with_warmup"),
+    "non_finite_loss": ("stop", "skip"),
+    "plasticity": PLASTICITIES,
+}
+_SHARES = ("average", "held_out_share", "freeze_fraction", "label_smoothing")  # in [0, 1)
+
+
+@dataclass(frozen=True)
+class SleepConfig:
+    """How one sleep goes; see [`consolidate`].
+
+    Args:
+        steps (`int`): Optimizer steps, whatever the number of tasks; with 0, LDA alone is brought up to date.
+        batch_size (`int`): Memories in a batch, over all processes, balanced over classes.
+        learning_rate (`float`): Peak learning rate of the head.
+        backbone_learning_rate_ratio (`float`): That of the backbone over that of the head.
+        lr_scheduler_type (`str`): `"cosine"` or `"constant_with_warmup"`, after a tenth of warm-up.
+        weight_decay (`float`): Of AdamW, for everything with two dimensions or more.
+        adam_betas (`tuple[float, float]`): Of AdamW.
+        adam_epsilon (`float`): Of AdamW.
+        max_grad_norm (`float`): Gradients are clipped to this norm; 0 for no limit.
+        label_smoothing (`float`): Label smoothing, in [0, 1).
+        average (`float`): Decay of the moving average of the weights over the steps; 0 for the last weights.
+        plasticity (`str`): What learns: `"full"`, `"head"`, or `"lora"`.
+        lora_config (`peft.LoraConfig`, *optional*): Factors that `"lora"` trains; of rank 8 in all linear layers of
+            the backbone if missing.
+        cycles (`int`): NREM-REM cycles that the steps are cut into.
+        rem_share (`float`): Share of every cycle that is REM, in [0, 1].
+        augmentation (`str`): `"none"`, `"crop"` or `"crop-flip"`.
+        crop_scale (`float`): Smallest share of the area in a random resized crop.
+        held_out_share (`float`): Share of the memories of each class that is not replayed, but measured on.
+        lda_weight (`float`, *optional*): Weight of LDA in predictions; set on held-out memories if missing.
+        lda_update (`str`): What LDA's statistics do when the backbone has changed: `"carry"` them along, `"recompute"`
+            them from memories, or `"keep"` them, where it has not.
+        freeze_fraction (`float`): Share of the entries of each weight tensor that is frozen afterwards.
+        importance_images (`int`): Memories on which importance is measured, if it freezes.
+        rng_key (`tuple[int, ...]`): Integers that all randomness follows from, such as seed and number of the task.
+        eval_batch_size (`int`): Memories in a batch without gradients.
+        mixed_precision (`str`): In which features are computed: `"no"`, `"bf16"` or `"fp16"`.
+        non_finite_loss (`str`): What to do about a loss that is infinite or not a number: `"stop"` or `"skip"`.
+        shows_progress (`bool`): Whether to show progress bars.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    steps: int = 200
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    backbone_learning_rate_ratio: float = 0.05
+    lr_scheduler_type: str = "cosine"
+    weight_decay: float = 0.0
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    label_smoothing: float = 0.0
+    average: float = 0.0
+    plasticity: str = "full"
+    lora_config: LoraConfig | None = None
+    cycles: int = 1
+    rem_share: float = 0.0
+    augmentation: str = "none"
+    crop_scale: float = 0.6
+    held_out_share: float = 0.1
+    lda_weight: float | None = None
+    lda_update: str = "carry"
+    freeze_fraction: float = 0.0
+    importance_images: int = 256
+    rng_key: tuple[int, ...] = (42, 0)
+    eval_batch_size: int = 64
+    mixed_precision: str = "no"
+    non_finite_loss: str = "stop"
+    shows_progress: bool = True
+
+    def __post_init__(self):
+        for name, least in _COUNTS.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)!r}.")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {list(choices)}, got {getattr(self, name)!r}.")
+        for name in _SHARES:
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)!r}.")
+        if self.learning_rate <= 0:
+            raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate!r}.")
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Return the context in which features are computed without gradients."""
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.mixed_precision)
+        return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
