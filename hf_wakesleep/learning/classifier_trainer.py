@@ -325,11 +325,6 @@ class ClassifierTrainer(Trainer):
             if self.args.should_save:
                 shutil.rmtree(temporary, ignore_errors=True)
 
-    def _run_epoch(self, *args, **kwargs) -> None:
-        """Do nothing when a run goes on after its last step, which may lie inside an epoch."""
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **kwargs)
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """Load weights as `from_pretrained` does: in files, transformers may keep other names than in the module."""
         if self.is_deepspeed_enabled:

@@ -11,12 +11,12 @@ def is_rem(step: int, num_steps: int, num_cycles: int, share: float) -> bool:
 
     Args:
         step (`int`): Number of the step, from 0.
-        num_steps (`int`): Steps of the whole sleep.
+        num_steps (`int`): All steps of the sleep.
         num_cycles (`int`): NREM-REM cycles in it.
         share (`float`): Share of REM, in [0, 1].
     """
-    place = step * num_cycles % num_steps / num_steps  # in [0, 1), within the cycle
-    return place >= 1 - share
+    within_cycle = step * num_cycles % num_steps / num_steps  # in [0, 1)
+    return within_cycle >= 1 - share
 
 
 def recombine(pixel_values: torch.Tensor, labels: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -46,7 +46,7 @@ def initial_state(
     if not (folder / HISTORY_NAME).is_file():
         raise ValueError(
             f"The model knows {len(model.config.classes)} classes, but there is no {HISTORY_NAME} in "
-            f"{model.name_or_path!r}, where it was loaded from. Load a whole stage, or start with a model without "
+            f"{model.name_or_path!r}, where it was loaded from. Load a complete stage, or start with a model without "
             "classes."
         )
     history, memory = load_stage_state(folder, model)

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from peft import LoraConfig
-from transformers import set_seed
+from transformers import TrainerState, set_seed
 
 from ..data.augmentation import augment, seeded_generator
 from ..data.streams import Task
-from ..memory.memory import SemiParametricMemory
+from ..memory.memory import MemoryBytes, SemiParametricMemory
 from ..memory.synapses import FrozenEntries
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from ..reporting.history import History, TaskRecord
@@ -254,25 +254,28 @@ class TaskRun:
         else:
             set_lda_weight(model, args.lda_weight)
 
-    def close(self, num_steps: int, epochs: float, max_steps: int) -> TaskRecord:
-        """Return the record of the task, with what wake and sleep took.
+    def close(self, model: WakeSleepForImageClassification, state: TrainerState) -> None:
+        """Put into the record what wake and sleep took, and what is kept now.
 
         Args:
-            num_steps (`int`): Optimizer steps of its wake.
-            epochs (`float`): Epochs of its wake.
-            max_steps (`int`): Steps that its wake had at most.
+            model ([`WakeSleepForImageClassification`]): The model after wake and sleep.
+            state (`TrainerState`): State of the wake when it ended.
         """
-        args, record, seconds = self.context.args, self.record, self._stopwatch.read()
-        every = args.sleep_every_n_steps
-        num_naps = min(num_steps, max_steps - 1) // every if every else 0
+        args, memory, record = self.context.args, self.context.memory, self.record
+        num_steps, seconds, every = state.global_step, self._stopwatch.read(), args.sleep_every_n_steps
+        num_naps = min(num_steps, state.max_steps - 1) // every if every else 0
         record.sleep = self.report.to_dict() if self.report else {}
         record.wake_steps, record.wake_seconds = num_steps, seconds["awake"]
         record.sleep_seconds = seconds["napping"] + (self.report.seconds if self.report else 0.0)
         asleep = self.report.images if self.report else 0
         record.sleep_images = asleep + num_naps * args.nap_steps * args.sleep_batch_size
         replays = self._wake_replay is not None and not self._wake_replay.is_empty
-        record.wake_images = round(epochs * record.num_train_images) * (1 + replays)
-        return record
+        record.wake_images = round(state.epoch * record.num_train_images) * (1 + replays)
+        record.lda_weight = model.config.lda_weight
+        if memory is None:
+            record.memory_bytes = MemoryBytes(0, 0, 0, model.head.lda.num_bytes, 0).to_dict()
+        else:
+            record.memory_bytes, record.num_codes = memory.num_bytes.to_dict(), len(memory)
 
     def save_seconds(self, folder: Path) -> None:
         """Write the seconds so far to a checkpoint."""

@@ -15,7 +15,7 @@ from ..codecs.base import Codec
 from ..codecs.learned.codec import LearnedCodec
 from ..data.augmentation import seeded_generator
 from ..data.streams import Task, TaskStream
-from ..memory.memory import MemoryBytes, SemiParametricMemory
+from ..memory.memory import SemiParametricMemory
 from ..memory.synapses import count_entries, make_room
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from ..reporting.history import HISTORY_NAME, History, TaskRecord
@@ -44,7 +44,7 @@ class ContinualTrainer(ClassifierTrainer):
         model ([`WakeSleepForImageClassification`]): A new model, or one loaded from a stage, whose history and memory
             are then read from that stage.
         args ([`ContinualTrainingArguments`]): The arguments.
-        stream ([`TaskStream`]): The tasks. After a stage either the whole stream, whose first tasks are then skipped,
+        stream ([`TaskStream`]): The tasks. After a stage either the full stream, whose first tasks are then skipped,
             or the tasks to come.
         processing_class (`BaseImageProcessor`, *optional*): Image processor; made from the model's config if missing.
         codec ([`Codec`], *optional*): The codec of a new memory, as it is. If missing, the one that `args` name,
@@ -229,7 +229,8 @@ class ContinualTrainer(ClassifierTrainer):
         output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         self._unwrap()
         self.run.settle(self.model)
-        self._finish(self.run.close(self.state.global_step, self.state.epoch, self.state.max_steps))
+        self.run.close(self.model, self.state)
+        self._finish(self.run.record)
         return output
 
     def _begin(self, number: int) -> TaskRun:
@@ -300,12 +301,6 @@ class ContinualTrainer(ClassifierTrainer):
         record.evaluated_images, record.num_unevaluated = count_evaluated(
             self.images.evaluated(self.task_number + 1), self.model.config.classes, self.task_number + 1
         )
-        record.lda_weight = self.model.config.lda_weight
-        if self.memory is None:
-            statistics = self.model.head.lda.num_bytes
-            record.memory_bytes = MemoryBytes(0, 0, 0, statistics, 0).to_dict()
-        else:
-            record.memory_bytes, record.num_codes = self.memory.num_bytes.to_dict(), len(self.memory)
         self.history.records.append(record)
         self.history.confusion = self.confusion
         self.log({f"stream_{name}": value for name, value in self.history.summary().items()})
@@ -369,8 +364,8 @@ class ContinualTrainer(ClassifierTrainer):
             self.state.global_step = step
 
     def _run_epoch(self, *args, **kwargs) -> None:
-        """Do nothing when a run goes on after its wake, wherever that has ended."""
-        if not self.run.is_wake_over:
+        """Do nothing when a run goes on after its wake, wherever in an epoch that has ended."""
+        if not self.run.is_wake_over and self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
 
 

@@ -13,7 +13,7 @@ from conftest import equal_states
 from transformers import DefaultDataCollator, EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from hf_wakesleep import ContinualTrainer
-from hf_wakesleep.learning.arguments import FIXED
+from hf_wakesleep.learning.argument_checks import FIXED
 from hf_wakesleep.learning.distributed import check_sharding
 
 # What each field of `TrainingArguments` is here. A field that is in none of these sets is new: try it, then add it.
@@ -177,7 +177,7 @@ def test_what_trainer_takes_and_a_stream_brings_is_refused_by_name(make_model, m
     [
         (
             {"per_device_eval_batch_size": 0},
-            "`per_device_eval_batch_size` must be a whole number in",
+            "`per_device_eval_batch_size` must be an integer in",
         ),
         ({"gradient_accumulation_steps": 0}, "`gradient_accumulation_steps`"),
         ({"dataloader_num_workers": -1}, "`dataloader_num_workers`"),

@@ -7,7 +7,7 @@ import pytest
 from paths import ROOT
 
 from hf_wakesleep import ContinualTrainingArguments
-from hf_wakesleep.learning.arguments import FIXED, REFUSED_OPTIMIZERS
+from hf_wakesleep.learning.argument_checks import FIXED, REFUSED_OPTIMIZERS
 from hf_wakesleep.learning.classifier_trainer import REFUSED
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("**/README.md")])
