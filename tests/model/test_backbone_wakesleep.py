@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from hf_wakesleep import WakeSleepConfig, WakeSleepForImageClassification
-from hf_wakesleep.model.backbone_wakesleep import BackboneCall, find_pooling, pool
+from hf_wakesleep.model.backbone_wakesleep import BackboneCall, find_pooling, make_call, pool
 
 WORKING = {  # what stands for its family: pooling and width
     "vit": ("cls", 32),
@@ -78,6 +78,14 @@ def test_what_cannot_work_is_refused_in_one_line(name):
     assert "\n" not in str(caught.value)
 
 
+def tokens_of(model, images):
+    """Return the tokens that the backbone makes of images on the way to their features."""
+    outputs = []
+    with model.backbone.register_forward_hook(lambda module, inputs, output: outputs.append(output)):
+        model.extract_features(images)
+    return outputs[0].last_hidden_state
+
+
 def test_a_masked_autoencoder_sees_all_patches_in_their_order_in_training_too():
     model = build("vit_mae")
     model.backbone.config.mask_ratio = 0.75  # as a configuration from elsewhere says
@@ -86,16 +94,14 @@ def test_a_masked_autoencoder_sees_all_patches_in_their_order_in_training_too():
     plain = ViTModel(ViTConfig(**backbones.VIT), add_pooling_layer=False)
     plain.load_state_dict(model.backbone.state_dict())
     images = images_for(model)
-    tokens = model._call_backbone.outputs(model.backbone, images).last_hidden_state
-    torch.testing.assert_close(tokens, plain(images).last_hidden_state)
+    torch.testing.assert_close(tokens_of(model, images), plain(images).last_hidden_state)
     assert torch.equal(model.train().extract_features(images), model.extract_features(images))
     assert torch.equal(model.eval().extract_features(images), model.extract_features(images))
 
 
 def test_another_size_of_image_is_seen_by_a_masked_autoencoder():
     model = build("vit_mae", image_size=48)
-    assert model._call_backbone.num_patches == 36
-    assert model.extract_features(images_for(model)).shape == (2, 32)
+    assert tokens_of(model, images_for(model)).shape == (2, 1 + 36, 32)
 
 
 @pytest.mark.parametrize("name", ["dinov2", "clip", "swin", "beit", "resnet", "timm resnet10t"])
@@ -184,8 +190,9 @@ def test_a_backbone_that_fails_at_a_size_names_it():
 
 
 def test_how_a_backbone_is_called_is_plain_data():
-    assert build("clip", image_size=64)._call_backbone == BackboneCall("pooler", interpolates=True)
-    assert build("clip")._call_backbone == BackboneCall("pooler")
+    backbone = build("clip").backbone
+    assert make_call(backbone, 64, "pooler") == BackboneCall("pooler", interpolates=True)
+    assert make_call(backbone, 32, "pooler") == BackboneCall("pooler")
 
 
 @pytest.mark.parametrize("name", ["levit", "timm levit_128s"])
