@@ -6,6 +6,7 @@ A sample runs by default, 2,000 stages and every forgery with `pytest tests/end_
 import resource
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torture
@@ -16,12 +17,25 @@ from mutations import Mutation, fingerprints, make_subjects, mutated, verdict
 pytestmark = pytest.mark.slow
 
 SAMPLE, FULL = 96, 2_000  # mutated stages
-MEGABYTES = 400  # that loading any of them may add to the memory of the process
+MEGABYTES = 400  # that loading any of them may add to the memory of a process
+PATIENCE = 3600  # seconds; what hangs would else go on for ever
 
 
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory):
     return make_subjects(tmp_path_factory.mktemp("runs"))
+
+
+def problems(trials):
+    """Return what is wrong with trials in a process of their own, too much memory among it."""
+
+    def make():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        wrong = [problem for trial in trials if (problem := trial())]
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        return wrong + [f"{grown:.0f} MB"] * (grown >= MEGABYTES)
+
+    return torture.isolated(make, PATIENCE)
 
 
 def test_a_whole_stage_loads_in_every_way_and_again(subjects):
@@ -34,11 +48,8 @@ def test_a_whole_stage_loads_in_every_way_and_again(subjects):
 @pytest.mark.parametrize("part", range(PARTS))
 def test_a_mutated_stage_is_refused_or_as_it_was(subjects, tmp_path, request, part):
     count = FULL if request.config.getoption("full") else SAMPLE
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    numbers = range(part, count, PARTS)
-    wrong = [problem for number in numbers if (problem := mutated(subjects, number, tmp_path))]
-    assert wrong == []
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < MEGABYTES
+    trials = [partial(mutated, subjects, number, tmp_path) for number in range(part, count, PARTS)]
+    assert problems(trials) == []
 
 
 def test_torture_counts_stages_that_load_otherwise(subjects, tmp_path):
@@ -49,20 +60,22 @@ def test_torture_counts_stages_that_load_otherwise(subjects, tmp_path):
     assert row.failures > 0
 
 
+def forged(one, number, folder):
+    """Load a stage with one of the forgeries in some way, and return what is wrong with what came of it."""
+    name, edit = FORGERIES[number]
+    shutil.copytree(one.stage, folder / "task-02")
+    edit(folder / "task-02")
+    reseal(folder / "task-02")
+    problem = verdict(Mutation(name, "forged"), folder / "task-02", one.stream, one.original, auto=number % 2 == 0)
+    shutil.rmtree(folder)
+    return problem and f"{number}: {problem}"
+
+
 @pytest.mark.parametrize("part", range(PARTS))
 def test_a_forged_stage_is_refused_or_as_it_was(subjects, tmp_path, request, part):
     step = PARTS if request.config.getoption("full") else 8 * PARTS
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    wrong = []
-    for number in range(part, len(FORGERIES), step):
-        name, edit = FORGERIES[number]
-        folder = tmp_path / str(number)
-        one = subjects[number // step % len(subjects)]
-        shutil.copytree(one.stage, folder / "task-02")
-        edit(folder / "task-02")
-        reseal(folder / "task-02")
-        problem = verdict(Mutation(name, "forged"), folder / "task-02", one.stream, one.original, auto=number % 2 == 0)
-        wrong += [f"{number}: {problem}"] if problem else []
-        shutil.rmtree(folder)
-    assert wrong == []
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < MEGABYTES
+    trials = [
+        partial(forged, subjects[number // step % len(subjects)], number, tmp_path / str(number))
+        for number in range(part, len(FORGERIES), step)
+    ]
+    assert problems(trials) == []
