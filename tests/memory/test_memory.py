@@ -1,6 +1,7 @@
 """SemiParametricMemory: the budget to the byte, balance, sampling, exact save and load."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_wakesleep import CodecError, MemoryBytes, RawCodec, SemiParametricMemory, WebPCodec
+from hf_wakesleep.memory.files import MemoryFiles
 from hf_wakesleep.memory.table import INDEX_BYTES
 
 
@@ -175,9 +177,9 @@ def test_a_task_that_comes_later_gets_as_many_codes_of_a_class_as_an_earlier_one
 
 
 def test_a_table_with_tasks_out_of_turn_is_no_memory(tmp_path):
-    memory = ranked()
-    memory._table = memory._table.take(np.asarray([1, 0, *range(2, 9)]))
-    memory.save(tmp_path)
+    ranked().save(tmp_path)
+    files = MemoryFiles.read(tmp_path)
+    replace(files, table=files.table.take(np.asarray([1, 0, *range(2, 9)]))).write(tmp_path)
     with pytest.raises(ValueError, match="in turns of its tasks"):
         SemiParametricMemory.load(tmp_path)
 
