@@ -5,7 +5,6 @@ import gc
 import hashlib
 import json
 import os
-import signal
 import socket
 import time
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from conftest import FAST, digits_of
 from forked import forkserver, send_output_to
+from runs import STEP_ASLEEP, send_at
 
 STOPPED_AFTER = 3  # steps of a sleep
 SHARDED = {
@@ -146,8 +146,6 @@ def learn(folder: Path, accidents: tuple[str, ...], changes: dict) -> None:
 
 
 def _befall(trainer, accidents: tuple[str, ...]) -> None:
-    from hf_wakesleep.learning.replay import Replay
-
     rank = trainer.args.process_index
     if "leave" in accidents:  # one process changes a weight for itself
         trainer.sleep = lambda: trainer.model.head.classifier.bias.data.add_(rank)
@@ -160,14 +158,8 @@ def _befall(trainer, accidents: tuple[str, ...]) -> None:
         update = LinearDiscriminant.update
         LinearDiscriminant.update = lambda lda, features, labels: update(lda, features * (1 + 1e-6), labels)
     if "stop" in accidents and rank == 1:  # a signal reaches one process only
-        take_step = Replay._take_step
-
-        def stopping(replay):
-            if replay.step == STOPPED_AFTER:
-                os.kill(os.getpid(), signal.SIGTERM)
-            take_step(replay)
-
-        Replay._take_step = stopping
+        module, name = STEP_ASLEEP
+        setattr(module, name, send_at(STOPPED_AFTER + 1, getattr(module, name)))
 
 
 def _describe(trainer) -> dict:

@@ -1,12 +1,17 @@
 """Runs that are stopped, and whether two of them ended the same."""
 
+import os
+import signal
+
 import torch
 from conftest import equal_states
 from transformers import TrainerCallback
 
 from hf_wakesleep import ContinualTrainer, History
+from hf_wakesleep.learning import replay
 
 SECONDS = ("wake_seconds", "sleep_seconds")
+STEP_ASLEEP = (replay, "augment")  # module and function that every step of a sleep calls once, before its loss
 
 
 class StopError(RuntimeError):
@@ -53,3 +58,16 @@ def stop_at(call: int, function):
         return function(*args, **kwargs)
 
     return stopping
+
+
+def send_at(call: int, function, times: int = 1):
+    """Return a function that sends SIGTERM to its process before one of its calls."""
+    calls = iter(range(1, 10**6))
+
+    def sending(*args, **kwargs):
+        if next(calls) == call:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGTERM)
+        return function(*args, **kwargs)
+
+    return sending

@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 from conftest import STOPPABLE, digits_of, equal_states
-from runs import StopAt, StopError, assert_same_end, stop_at
+from runs import STEP_ASLEEP, StopAt, StopError, assert_same_end, send_at, stop_at
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hf_wakesleep import (
@@ -19,10 +19,9 @@ from hf_wakesleep import (
     WebPCodec,
 )
 from hf_wakesleep.learning import lda, sleep, task_run
-from hf_wakesleep.learning.replay import Replay
 from hf_wakesleep.learning.wake import WakePass
+from hf_wakesleep.stages import stage
 from hf_wakesleep.stages.checkpoint import SLEEP_NAME, find_checkpoints
-from hf_wakesleep.stages.stage import Stage
 
 pytestmark = pytest.mark.slow
 
@@ -38,11 +37,11 @@ def train_until(monkeypatch, trainer, where, name, replacement, error=StopError)
 
 POINTS = {
     "writing memory": (WakePass, "write", 2),
-    "first step of a sleep": (Replay, "_take_step", 11),
-    "between checkpoints of a sleep": (Replay, "_take_step", 18),
-    "after a checkpoint of a sleep": (Replay, "_take_step", 15),
+    "first step of a sleep": (*STEP_ASLEEP, 11),
+    "between checkpoints of a sleep": (*STEP_ASLEEP, 18),
+    "after a checkpoint of a sleep": (*STEP_ASLEEP, 15),
     "LDA recomputation": (sleep, "update_lda", 2),
-    "saving a stage": (Stage, "_write", 2),
+    "saving a stage": (stage, "write_digests", 2),
 }
 
 
@@ -66,24 +65,16 @@ def test_a_run_stopped_anywhere_ends_the_same(make_trainer, whole, tmp_path, mon
 
 
 def test_sleep_goes_on_where_its_last_checkpoint_was_taken(make_trainer, monkeypatch):
-    taken = []
-    monkeypatch.setattr(Replay, "_take_step", _note(Replay._take_step, taken))
+    taken, take = [], getattr(*STEP_ASLEEP)
+    monkeypatch.setattr(*STEP_ASLEEP, lambda *args: taken.append(1) or take(*args))
     train_until(monkeypatch, make_trainer(**STOPPABLE), sleep, "update_lda", stop_at(2, sleep.update_lda))
-    assert taken == [*range(10), *range(10)]
+    assert len(taken) == 20
     taken.clear()
     encoded = []
     monkeypatch.setattr(WakePass, "write", lambda *args: encoded.append(args))
     make_trainer(**STOPPABLE).train(resume_from_checkpoint=True)
     assert taken == []  # the last step of the sleep was saved
     assert encoded == []  # and so was the memory
-
-
-def _note(take_step, taken):
-    def noting(replay):
-        taken.append(replay.step)
-        take_step(replay)
-
-    return noting
 
 
 def test_a_wake_that_ends_inside_an_epoch_is_not_prolonged(make_trainer, monkeypatch):
@@ -93,9 +84,8 @@ def test_a_wake_that_ends_inside_an_epoch_is_not_prolonged(make_trainer, monkeyp
     train_until(
         monkeypatch,
         make_trainer(output_dir="stopped", **settings),
-        Replay,
-        "_take_step",
-        stop_at(16, Replay._take_step),
+        *STEP_ASLEEP,
+        stop_at(16, getattr(*STEP_ASLEEP)),
     )
     resumed = make_trainer(output_dir="stopped", **settings)
     resumed.train(resume_from_checkpoint=True)
@@ -115,7 +105,7 @@ def test_a_wake_that_ends_inside_an_epoch_is_not_prolonged(make_trainer, monkeyp
 def test_a_checkpoint_inside_a_task_wants_the_arguments_it_was_made_with(
     make_trainer, tmp_path, monkeypatch, changes, difference
 ):
-    train_until(monkeypatch, make_trainer(**STOPPABLE), Replay, "_take_step", stop_at(18, Replay._take_step))
+    train_until(monkeypatch, make_trainer(**STOPPABLE), *STEP_ASLEEP, stop_at(18, getattr(*STEP_ASLEEP)))
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match=rf"{difference}.*or remove .*checkpoints/task-02 to start that task again"):
         make_trainer(**{**STOPPABLE, **changes}).train(resume_from_checkpoint=True)
@@ -131,7 +121,7 @@ def test_a_checkpoint_wants_the_optimizer_it_was_made_with(make_model, make_args
         kind = (torch.optim.SGD, {"lr": 0.01, "momentum": momentum})
         return ContinualTrainer(make_model(), make_args(**STOPPABLE), make_stream(), optimizer_cls_and_kwargs=kind)
 
-    train_until(monkeypatch, build(0.9), Replay, "_take_step", stop_at(18, Replay._take_step))
+    train_until(monkeypatch, build(0.9), *STEP_ASLEEP, stop_at(18, getattr(*STEP_ASLEEP)))
     with pytest.raises(ValueError, match=r"optimizer is 'SGD, lr=0.01, momentum=0.9' there, '.*momentum=0.0' here"):
         build(0.0).train(resume_from_checkpoint=True)
 
@@ -150,7 +140,18 @@ def test_what_was_written_with_other_arguments_is_written_anew(make_trainer):
     assert_same_end(expected, resumed)
 
 
-def test_early_stopping_goes_on_where_it_was(make_trainer, monkeypatch):
+class _StopWhenSaved(TrainerCallback):
+    """Raises when the checkpoint of a step is written."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise StopError
+
+
+def test_early_stopping_goes_on_where_it_was(make_trainer):
     settings = {**STOPPABLE, "save_steps": 2, "learning_rate": 0.0, "eval_strategy": "steps", "eval_steps": 2}
     settings |= {"metric_for_best_model": "accuracy", "num_train_epochs": 3}
     expected = make_trainer(output_dir="whole", callbacks=[EarlyStoppingCallback(3)], **settings)
@@ -159,14 +160,9 @@ def test_early_stopping_goes_on_where_it_was(make_trainer, monkeypatch):
     for step in (4, 8):  # within its patience, and when it has stopped
         name = f"stopped-{step}"
         stopped = make_trainer(output_dir=name, callbacks=[EarlyStoppingCallback(3)], **settings)
-        save = ContinualTrainer._save_checkpoint
-
-        def saving(trainer, model, trial, step=step, save=save):
-            save(trainer, model, trial)
-            if trainer.state.global_step == step:
-                raise StopError
-
-        train_until(monkeypatch, stopped, ContinualTrainer, "_save_checkpoint", saving)
+        stopped.add_callback(_StopWhenSaved(step))
+        with pytest.raises(StopError):
+            stopped.train()
         resumed = make_trainer(output_dir=name, callbacks=[EarlyStoppingCallback(3)], **settings)
         resumed.train(resume_from_checkpoint=True)
         assert_same_end(expected, resumed)
@@ -186,7 +182,7 @@ def test_a_wake_that_was_stopped_early_is_not_gone_on_with_from_its_sleep(make_t
     expected.train()
     assert [record.wake_steps for record in expected.history.records] == [4, 4]
     stopped = make_trainer(callbacks=[EarlyStoppingCallback(1)], **settings)
-    train_until(monkeypatch, stopped, Replay, "_take_step", stop_at(18, Replay._take_step))
+    train_until(monkeypatch, stopped, *STEP_ASLEEP, stop_at(18, getattr(*STEP_ASLEEP)))
     resumed = make_trainer(callbacks=[EarlyStoppingCallback(1)], **settings)
     resumed.train(resume_from_checkpoint=True)
     assert_same_end(expected, resumed)
@@ -270,16 +266,9 @@ def test_a_signal_awake_ends_with_a_checkpoint(make_trainer, tmp_path, whole, nu
 @pytest.mark.parametrize("save_strategy", ["steps", "no"])
 def test_a_signal_asleep_ends_with_a_checkpoint(make_trainer, tmp_path, whole, monkeypatch, save_strategy):
     settings = {**STOPPABLE, "save_strategy": save_strategy}
-    take_step, calls = Replay._take_step, iter(range(1, 10**6))
-
-    def signalling(replay):
-        if next(calls) == 13:
-            os.kill(os.getpid(), signal.SIGTERM)
-        take_step(replay)
-
-    error = train_until(
-        monkeypatch, make_trainer(output_dir="stopped", **settings), Replay, "_take_step", signalling, error=SystemExit
-    )
+    stopped = make_trainer(output_dir="stopped", **settings)
+    sending = send_at(13, getattr(*STEP_ASLEEP))
+    error = train_until(monkeypatch, stopped, *STEP_ASLEEP, sending, error=SystemExit)
     assert error.code == 143
     last = find_checkpoints(tmp_path / "stopped" / "checkpoints" / "task-02")[-1]
     assert last.name == "checkpoint-17"
@@ -289,15 +278,9 @@ def test_a_signal_asleep_ends_with_a_checkpoint(make_trainer, tmp_path, whole, m
 
 
 def test_a_signal_between_tasks_starts_no_further_one(make_trainer, tmp_path, whole, monkeypatch):
-    write = Stage._write
-
-    def signalling(stage, folder):
-        os.kill(os.getpid(), signal.SIGTERM)
-        write(stage, folder)
-
-    train_until(
-        monkeypatch, make_trainer(output_dir="stopped", **STOPPABLE), Stage, "_write", signalling, error=SystemExit
-    )
+    sending = send_at(1, stage.write_digests)
+    stopped = make_trainer(output_dir="stopped", **STOPPABLE)
+    train_until(monkeypatch, stopped, stage, "write_digests", sending, error=SystemExit)
     assert sorted(path.name for path in (tmp_path / "stopped").glob("*task*")) == ["task-01"]
     resumed = make_trainer(output_dir="stopped", **STOPPABLE)
     resumed.train(resume_from_checkpoint=True)
@@ -326,19 +309,6 @@ SIGNALS = {  # what begins when the signal comes, for the how manieth time, and 
     "LDA recomputation": (lda, "memory_features", 2, {"task-01"}),
     "last evaluation": (ContinualTrainer, "prediction_step", 2, {"task-01", "task-02"}),
 }
-
-
-def send_at(call: int, function, times: int = 1):
-    """Return a function that sends SIGTERM to its process before one of its calls."""
-    calls = iter(range(1, 10**6))
-
-    def sending(*args, **kwargs):
-        if next(calls) == call:
-            for _ in range(times):
-                os.kill(os.getpid(), signal.SIGTERM)
-        return function(*args, **kwargs)
-
-    return sending
 
 
 @pytest.mark.parametrize("point", SIGNALS)
@@ -390,7 +360,7 @@ def test_seconds_go_on_from_those_before_a_stop(make_small, tmp_path, monkeypatc
 
 def test_a_task_that_is_written_is_not_looked_at_again(make_small, monkeypatch):
     """Going on costs no pass over images: not over those of the task, nor over memories whose drift is looked at."""
-    train_until(monkeypatch, make_small("out"), Replay, "_take_step", stop_at(2, Replay._take_step))
+    train_until(monkeypatch, make_small("out"), *STEP_ASLEEP, stop_at(2, getattr(*STEP_ASLEEP)))
     resumed = make_small("out")
     looked = []
     for where, name in ((WakePass, "write"), (task_run, "drift_features")):
@@ -433,7 +403,7 @@ class _WastefulSleep(SleepCallback):
 
 
 def test_the_untrained_model_is_not_probed_again(make_trainer, monkeypatch):
-    train_until(monkeypatch, make_trainer(**STOPPABLE), Replay, "_take_step", stop_at(1, None))
+    train_until(monkeypatch, make_trainer(**STOPPABLE), *STEP_ASLEEP, stop_at(1, None))
     probed = []
     probe = WakePass.probe
     monkeypatch.setattr(WakePass, "probe", lambda *args, **kwargs: probed.append(1) or probe(*args, **kwargs))

@@ -9,14 +9,13 @@ import torch
 from accelerate import Accelerator
 from conftest import NAMES, equal_states
 from peft import LoraConfig
-from runs import StopError, assert_same_end, stop_at
+from runs import STEP_ASLEEP, StopError, assert_same_end, stop_at
 from transformers import TimmWrapperConfig, TrainerCallback
 
 from hf_wakesleep import ContinualTrainer, WakeSleepForImageClassification, consolidate
 from hf_wakesleep.learning import lora, task_run
 from hf_wakesleep.learning.lora import FACTORS_NAME, check_lora, factors, inject, merge, read_factors, without_factors
 from hf_wakesleep.learning.plasticity import parameter_groups, set_plasticity
-from hf_wakesleep.learning.replay import Replay
 from hf_wakesleep.stages.checkpoint import find_checkpoints, load_sleep
 
 pytestmark = pytest.mark.slow
@@ -223,7 +222,7 @@ def test_a_run_stopped_awake_ends_the_same(make_trainer, whole, tmp_path, step):
 
 def test_a_run_stopped_asleep_ends_the_same(make_trainer, whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Replay, "_take_step", stop_at(11, Replay._take_step))
+        patch.setattr(*STEP_ASLEEP, stop_at(11, getattr(*STEP_ASLEEP)))
         with pytest.raises(StopError):
             make_trainer(output_dir="stopped", **LORA).train()
     checkpoint = find_checkpoints(tmp_path / "stopped" / "checkpoints" / "task-02")[-1]

@@ -7,12 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import equal_states
-from runs import assert_same_end
+from runs import STEP_ASLEEP, assert_same_end
 from transformers import TrainerCallback
 
 from hf_wakesleep import WakeSleepForImageClassification, consolidate
 from hf_wakesleep.learning.drift import drift_features
-from hf_wakesleep.learning.replay import Replay
 from hf_wakesleep.stages.stage import find_stages
 
 SETTINGS = {"num_train_epochs": 2, "sleep_steps": 10, "save_strategy": "steps", "save_steps": 4}
@@ -66,45 +65,33 @@ def test_a_step_awake_that_is_not_finite_can_be_skipped(make_trainer, accumulati
     assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
 
 
-def _break_asleep(monkeypatch, at):
-    """Make the loss of one step of sleep NaN by a weight that is NaN while the step lasts."""
-    take_step = Replay._take_step
-
-    def breaking(replay):
-        bias = replay.bare.head.classifier.bias
-        kept = bias.detach().clone()
-        if replay.step == at:
-            with torch.no_grad():
-                bias[0] = math.nan
-        accepts = replay.check.accepts
-
-        def repairing(step):
-            with torch.no_grad():
-                bias.copy_(kept)
-            return accepts(step)
-
-        if replay.step == at:
-            replay.check.accepts = repairing
-        before = {name: value.clone() for name, value in replay.bare.state_dict().items()}
-        before["head.classifier.bias"] = kept
-        try:
-            take_step(replay)
-        finally:
-            replay.check.accepts = accepts
-        if replay.step == at + 1:
-            assert all(torch.equal(before[name], value) for name, value in replay.bare.state_dict().items())
-
-    monkeypatch.setattr(Replay, "_take_step", breaking)
+def break_asleep(monkeypatch, step):
+    """Make the loss of one step of a sleep NaN, by images that are."""
+    calls, augment = iter(range(1, 10**6)), getattr(*STEP_ASLEEP)
+    monkeypatch.setattr(*STEP_ASLEEP, lambda *args: augment(*args) * (math.nan if next(calls) == step else 1))
 
 
-def test_a_loss_asleep_that_is_not_finite_stops_or_is_skipped(asleep, make_args, monkeypatch):
+def test_a_loss_asleep_that_is_not_finite_stops(asleep, make_args, monkeypatch):
     model, memory, reader = asleep
-    _break_asleep(monkeypatch, at=9)
+    break_asleep(monkeypatch, step=10)
     with pytest.raises(FloatingPointError, match=r"step 10 of sleep .* `non_finite_loss='skip'`"):
         consolidate(model, memory, make_args(sleep_steps=10).sleep_config(2), reader=reader)
+
+
+def test_a_step_asleep_that_is_not_finite_can_be_skipped(asleep, make_args, monkeypatch):
+    model, memory, reader = asleep
+    break_asleep(monkeypatch, step=10)
+    config, states = make_args(sleep_steps=10, non_finite_loss="skip").sleep_config(), []
     report = consolidate(
-        model, memory, make_args(sleep_steps=10, non_finite_loss="skip").sleep_config(), reader=reader
+        model,
+        memory,
+        config,
+        reader=reader,
+        on_step_end=lambda replay: states.append(copy.deepcopy(model.state_dict())),
     )
+    eighth, ninth, tenth = states[-3:]
+    assert all(torch.equal(ninth[name], value) for name, value in tenth.items())
+    assert not all(torch.equal(eighth[name], value) for name, value in ninth.items())
     assert all(value.isfinite().all() for value in model.state_dict().values())
     assert math.isnan(report.loss)  # of the last tenth of the steps, which is the one that was skipped
 

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from conftest import NAMES
 from process_group import run
-from runs import StopAt, StopError, assert_same_end, stop_at
+from runs import STEP_ASLEEP, StopAt, StopError, assert_same_end, stop_at
 from safetensors.torch import save_file
 from transformers import Adafactor
 
@@ -21,7 +21,6 @@ from hf_wakesleep import (
     consolidate,
 )
 from hf_wakesleep.learning.distributed import check_unsharded
-from hf_wakesleep.learning.replay import Replay
 from hf_wakesleep.memory.synapses import FrozenEntries, count_entries, count_parts, part_of
 from hf_wakesleep.model.digests_wakesleep import write_digests
 from hf_wakesleep.reporting.plots import plot_synapses
@@ -245,7 +244,7 @@ def test_a_run_stopped_awake_and_asleep_ends_with_the_same_masks(make_trainer, m
     stopped.add_callback(StopAt(stopped, task=1, step=5))
     with pytest.raises(StopError):
         stopped.train()
-    monkeypatch.setattr(Replay, "_take_step", stop_at(6, Replay._take_step))
+    monkeypatch.setattr(*STEP_ASLEEP, stop_at(6, getattr(*STEP_ASLEEP)))
     with pytest.raises(RuntimeError):
         resumed.train(resume_from_checkpoint=True)
     assert find_checkpoints(resumed.checkpoints_folder)[-1].name == "checkpoint-11"
