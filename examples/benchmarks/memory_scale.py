@@ -20,7 +20,7 @@ import numpy as np
 from transformers import HfArgumentParser
 
 from hf_wakesleep import RawCodec, SemiParametricMemory
-from hf_wakesleep.codecs.base import sealed
+from hf_wakesleep.codecs.base import add_checksum
 
 BATCH, BATCHES = 256, 200
 
@@ -52,7 +52,7 @@ def write(args: Arguments, folder: str) -> None:
     for task in range(args.num_tasks):
         pixels = args.code_bytes - 7
         head = struct.pack("<BHH", 1, 1, pixels)  # a grey strip, as `RawCodec` writes it
-        codes = [sealed(head + generator.bytes(pixels)) for _ in range(per_task)]
+        codes = [add_checksum(head + generator.bytes(pixels)) for _ in range(per_task)]
         memory.write(codes, np.resize(classes[task], per_task), task)
     memory.save(folder)
 
