@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from .learning.sleep import SleepReport, consolidate
     from .learning.trainer import ContinualTrainer
     from .memory.budget import MemoryBytes
-    from .memory.herding import herding_ranks
     from .memory.memory import SemiParametricMemory
+    from .memory.sampling import herding_ranks
     from .memory.synapses import Synapses
     from .model.digests_wakesleep import check_digests
     from .model.head_wakesleep import SemiParametricHead
@@ -40,7 +40,7 @@ _MODULES = {
     "codecs.learned.training": ["CodecTraining"],
     "model.digests_wakesleep": ["check_digests"],
     "model.head_wakesleep": ["SemiParametricHead"],
-    "memory.herding": ["herding_ranks"],
+    "memory.sampling": ["herding_ranks"],
     "reporting.history": ["History"],
     "stages.hub": ["publish_stage", "push_card", "push_pending"],
     "codecs.learned.codec": ["LearnedCodec"],

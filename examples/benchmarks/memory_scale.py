@@ -72,12 +72,12 @@ def read(args: Arguments, folder: str) -> None:
 
 def read_in_turns(memories: list[SemiParametricMemory]) -> list[float]:
     """Return the median milliseconds of a batch of each memory, read in turns: the machine's own pace may change."""
-    draws = [memory.balanced() for memory in memories]
+    draws = [memory.balanced_sampler() for memory in memories]
     seconds = [[] for _ in memories]
     for number in range(BATCHES):
         for memory, draw, taken in zip(memories, draws, seconds, strict=True):
             start = time.perf_counter()
-            memory.codec.decode(memory.codes(draw.positions(BATCH, (1,), number * BATCH)))
+            memory.codec.decode(memory.codes(draw.draw(BATCH, (1,), number * BATCH)))
             taken.append(time.perf_counter() - start)
     return [1000 * statistics.median(taken) for taken in seconds]
 

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from ..data.images import ImageReader
 from ..memory.memory import SemiParametricMemory
-from ..memory.sampling import held_out_mask, measured_mask, spread
+from ..memory.sampling import held_out_mask, stratified_mask, subsample
 from ..model.head_wakesleep import LinearDiscriminant
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from .arguments import ContinualTrainingArguments
@@ -21,7 +21,7 @@ def landmarks(memory: SemiParametricMemory, args: ContinualTrainingArguments) ->
     """Return the positions of the landmarks, int64 (M,): memories of every class, replayed as well as held out."""
     replayed = np.flatnonzero(~held_out_mask(memory.labels, memory.tasks, args.held_out_share))
     first = np.flatnonzero(np.diff(memory.labels, prepend=-1))  # one of each class at least
-    return np.unique(np.concatenate([first, spread(replayed, MOST_REPLAYED), measured(memory, args)]))
+    return np.unique(np.concatenate([first, subsample(replayed, MOST_REPLAYED), measured(memory, args)]))
 
 
 def measured(memory: SemiParametricMemory, args: ContinualTrainingArguments) -> np.ndarray:
@@ -29,7 +29,7 @@ def measured(memory: SemiParametricMemory, args: ContinualTrainingArguments) -> 
 
     They are held out of replay, but for those that are the only ones of their class.
     """
-    return spread(np.flatnonzero(measured_mask(memory.labels, memory.tasks, args.held_out_share)), MOST_HELD_OUT)
+    return subsample(np.flatnonzero(stratified_mask(memory.labels, memory.tasks, args.held_out_share)), MOST_HELD_OUT)
 
 
 def landmark_features(

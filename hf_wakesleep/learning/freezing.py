@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from ..data.images import ImageReader
 from ..memory.memory import SemiParametricMemory
-from ..memory.synapses import Synapses, count_entries, make_room
+from ..memory.synapses import Synapses, count_entries, grow_synapses
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from .arguments import ContinualTrainingArguments
 
@@ -48,7 +48,7 @@ def importance(
     twin = copy.deepcopy(model).requires_grad_(True).eval()
     parameters = dict(twin.named_parameters())
     sums = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters.values()]
-    positions = memory.balanced().positions(args.importance_images, (args.seed, task))
+    positions = memory.balanced_sampler().draw(args.importance_images, (args.seed, task))
     slopes = _logit_gradients(twin, memory, reader, positions, args)
     bar = tqdm(slopes, desc="sleep: importance", disable=not args.shows_progress, leave=False)
     for slope, (image, _) in zip(bar, _examples(memory, reader, positions, args), strict=True):
@@ -127,6 +127,6 @@ def freeze_synapses(
 
     Arguments are those of [`importance`].
     """
-    synapses = make_room(memory.synapses, count_entries(model), args.freeze_fraction)
+    synapses = grow_synapses(memory.synapses, count_entries(model), args.freeze_fraction)
     found = importance(model, memory, reader, args, task)
     return synapses.freeze({name: most_important(value, args.freeze_fraction) for name, value in found.items()})

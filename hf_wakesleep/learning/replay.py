@@ -69,7 +69,7 @@ class Replay:
         self._unlogged = {"nrem": [], "rem": []}  # since the last log
         self._learning_rate = 0.0  # of the head, at the last step
         is_held_out = held_out_mask(memory.labels, memory.tasks, args.held_out_share)
-        self._replayed = memory.balanced(np.flatnonzero(~is_held_out))
+        self._replayed = memory.balanced_sampler(np.flatnonzero(~is_held_out))
 
     def run(self, on_step_end: Callable[["Replay"], object] | None = None) -> None:
         """Do the steps that are left, and call `on_step_end` after each."""
@@ -154,7 +154,7 @@ class Replay:
         place = (args.seed, *self.place, step)
         torch.manual_seed(seeded_generator(*place, accelerator.process_index).initial_seed())
         size = args.sleep_batch_size
-        indices = self._replayed.positions(size, (args.seed, *self.place), step * size)
+        indices = self._replayed.draw(size, (args.seed, *self.place), step * size)
         pixel_values, labels = _batch(self.memory, indices, self.reader, args, place, accelerator)
         dreams = is_rem(step, args.sleep_steps, args.sleep_cycles, args.rem_share)
         targets = labels

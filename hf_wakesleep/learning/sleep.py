@@ -141,7 +141,7 @@ def consolidate(  # noqa: PLR0913
         share_buffers(accelerator, bare)
         if args.freeze_fraction and not is_nap:
             memory.set_synapses(share_synapses(accelerator, freeze_synapses(bare, memory, reader, args, place[0])))
-    frozen_fraction, frozen = (0.0, {}) if memory.synapses is None else memory.synapses.shares(bare)
+    frozen_fraction, frozen = (0.0, {}) if memory.synapses is None else memory.synapses.frozen_shares(bare)
     return SleepReport(
         steps=args.sleep_steps,
         images=args.sleep_steps * args.sleep_batch_size,

@@ -19,7 +19,7 @@ from ..data.images import TaskImages
 from ..data.splits import shorten
 from ..data.streams import Task
 from ..memory.memory import MemoryBytes, SemiParametricMemory
-from ..memory.synapses import FrozenEntries, count_entries, make_room
+from ..memory.synapses import FrozenEntries, count_entries, grow_synapses
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from ..reporting.history import History, TaskRecord
 from ..stages.checkpoint import drop_checkpoints, is_due
@@ -177,7 +177,7 @@ class TaskTrainer(ClassifierTrainer):
         self.model.grow(new, seeded_generator(self.args.seed, number))
         if self.memory is not None:
             self.memory.add_classes(new, self.model.head.lda.num_bytes)
-            room = make_room(self.memory.synapses, count_entries(self.model), self.args.freeze_fraction)
+            room = grow_synapses(self.memory.synapses, count_entries(self.model), self.args.freeze_fraction)
             if room is not None:
                 self.memory.set_synapses(room)
         self.train_dataset = self._images_of(task, self.model.config.label2id)[0]
