@@ -17,7 +17,7 @@ from transformers.utils import logging
 from ..data.evaluation import EvalSets, as_images
 from ..data.images import ImageReader, TaskImages, make_image_processor
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
-from ..reporting.confusion import count_answers
+from ..reporting.metrics import confusion_counts
 from ..stages.checkpoint import LAST_WRITTEN, SLEEP_NAME, checkpoints_of, drop_old_checkpoints
 from ..stages.hub import Publisher
 from ..storage.atomic import check_writable, disk_advice, replace_folder, temporary_name
@@ -73,7 +73,7 @@ class ClassifierTrainer(Trainer):
                 f"`processing_class` must give square images of {model.config.image_size} pixels, the `image_size` of "
                 f"the model, got {size[0]} x {size[1]}. Change its `size` and `crop_size`."
             )
-        self.confusion: list[list[int]] = []  # of the last evaluation over the tasks, see `count_answers`
+        self.confusion: list[list[int]] = []  # of the last evaluation over the tasks, see `confusion_counts`
         self._publisher: Publisher | None = None
         self._is_saving = self._is_folder_held = False
         if args.should_save:
@@ -190,7 +190,7 @@ class ClassifierTrainer(Trainer):
         is_correct = answers == output.label_ids  # (N,)
         shares = {"accuracy": is_correct.mean()}
         if isinstance(dataloader.dataset, EvalSets):
-            self.confusion = count_answers(output.label_ids, answers)
+            self.confusion = confusion_counts(output.label_ids, answers)
             slices = dataloader.dataset.slices()
             shares |= {f"{name}_accuracy": is_correct[rows].mean() for name, rows in slices.items()}
         output.metrics.update({f"{metric_key_prefix}_{name}": float(share) for name, share in shares.items()})

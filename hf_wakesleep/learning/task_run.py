@@ -9,7 +9,8 @@ import torch
 from ..data.augmentation import augment, seeded_generator
 from ..data.streams import Task
 from ..memory.synapses import FrozenEntries
-from ..reporting.history import History, TaskRecord
+from ..reporting.history import History
+from ..reporting.task_record import TaskRecord
 from ..stages.checkpoint import load_sleep, was_wake_stopped
 from ..stages.stage import stage_name
 from ..stages.stopwatch import Stopwatch

@@ -21,7 +21,8 @@ from ..data.streams import Task
 from ..memory.memory import MemoryBytes, SemiParametricMemory
 from ..memory.synapses import FrozenEntries, count_entries, grow_synapses
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
-from ..reporting.history import History, TaskRecord
+from ..reporting.history import History
+from ..reporting.task_record import TaskRecord
 from ..stages.checkpoint import drop_checkpoints, is_due
 from ..stages.ingest import Written
 from ..stages.known_images import count_evaluated
