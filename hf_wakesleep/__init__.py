@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from .codecs.learned.codec import LearnedCodec
     from .codecs.learned.networks import LearnedNetworks
     from .codecs.learned.training import CodecTraining
-    from .data.streams import ClassIncrementalStream, DomainIncrementalStream, Task, TaskStream
+    from .data.incremental_streams import ClassIncrementalStream, DomainIncrementalStream
+    from .data.streams import Task, TaskStream
     from .learning.arguments import ContinualTrainingArguments
     from .learning.callbacks import SleepCallback
     from .learning.sleep import SleepReport, consolidate
@@ -49,7 +50,8 @@ _MODULES = {
     "model.modeling_wakesleep": ["WakeSleepOutput"],
     "learning.sleep": ["SleepReport", "consolidate"],
     "memory.synapses": ["Synapses"],
-    "data.streams": ["ClassIncrementalStream", "DomainIncrementalStream", "Task", "TaskStream"],
+    "data.incremental_streams": ["ClassIncrementalStream", "DomainIncrementalStream"],
+    "data.streams": ["Task", "TaskStream"],
     "learning.trainer": ["ContinualTrainer"],
     "learning.arguments": ["ContinualTrainingArguments"],
 }

@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback, Trainer, get_scheduler
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
-from ..data.evaluation import EvalSets, as_images
+from ..data.evaluation import EvalSets, as_image_dataset
 from ..data.images import ImageReader, TaskImages, make_image_processor
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from ..reporting.metrics import confusion_counts
@@ -138,8 +138,8 @@ class ClassifierTrainer(Trainer):
         """Return a loader of all images of a dataset, in their order.
 
         Args:
-            eval_dataset (*optional*): Anything that [`as_images`] takes, or the name of a stage; the evaluation images
-                of all tasks so far if missing.
+            eval_dataset (*optional*): Anything that [`as_image_dataset`] takes, or the name of a stage; the evaluation
+                images of all tasks so far if missing.
         """
         if isinstance(eval_dataset, str):
             if eval_dataset not in self._eval_sets:
@@ -148,7 +148,7 @@ class ClassifierTrainer(Trainer):
                 )
             eval_dataset = self._eval_sets[eval_dataset]
         given = self.eval_dataset if eval_dataset is None else eval_dataset
-        images = as_images(given, self.model.config.label2id, self.columns)
+        images = as_image_dataset(given, self.model.config.label2id, self.columns)
         # Not by `Trainer`: it would drop the last images, or take what workers of another dataset hold.
         loader = DataLoader(
             images,
