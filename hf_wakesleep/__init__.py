@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from .codecs.learned.codec import LearnedCodec
     from .codecs.learned.networks import LearnedNetworks
     from .codecs.learned.training import CodecTraining
-    from .data.streams import ClassIncrementalStream, DomainIncrementalStream, Task, TaskStream
+    from .data.incremental_streams import ClassIncrementalStream, DomainIncrementalStream
+    from .data.streams import Task, TaskStream
     from .learning.arguments import ContinualTrainingArguments
     from .learning.callbacks import SleepCallback
     from .learning.sleep import SleepReport, consolidate
     from .learning.trainer import ContinualTrainer
     from .memory.budget import MemoryBytes
-    from .memory.herding import herding_ranks
     from .memory.memory import SemiParametricMemory
+    from .memory.sampling import herding_ranks
     from .memory.synapses import Synapses
     from .model.digests_wakesleep import check_digests
     from .model.head_wakesleep import SemiParametricHead
@@ -40,7 +41,7 @@ _MODULES = {
     "codecs.learned.training": ["CodecTraining"],
     "model.digests_wakesleep": ["check_digests"],
     "model.head_wakesleep": ["SemiParametricHead"],
-    "memory.herding": ["herding_ranks"],
+    "memory.sampling": ["herding_ranks"],
     "reporting.history": ["History"],
     "stages.hub": ["publish_stage", "push_card", "push_pending"],
     "codecs.learned.codec": ["LearnedCodec"],
@@ -49,7 +50,8 @@ _MODULES = {
     "model.modeling_wakesleep": ["WakeSleepOutput"],
     "learning.sleep": ["SleepReport", "consolidate"],
     "memory.synapses": ["Synapses"],
-    "data.streams": ["ClassIncrementalStream", "DomainIncrementalStream", "Task", "TaskStream"],
+    "data.incremental_streams": ["ClassIncrementalStream", "DomainIncrementalStream"],
+    "data.streams": ["Task", "TaskStream"],
     "learning.trainer": ["ContinualTrainer"],
     "learning.arguments": ["ContinualTrainingArguments"],
 }

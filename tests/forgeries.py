@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from hf_wakesleep.codecs.base import sealed
+from hf_wakesleep.codecs.base import add_checksum
 from hf_wakesleep.model.digests_wakesleep import write_digests
 
 CODES, CODEC, MEMORY = "memory/codes.parquet", "memory/codec.safetensors", "memory/memory.json"
@@ -114,7 +114,7 @@ def _first_code(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
 def _webp(width: int, height: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (width, height)).save(buffer, "WEBP", quality=1)
-    return sealed(buffer.getvalue())
+    return add_checksum(buffer.getvalue())
 
 
 def _rename_first(state: dict) -> None:
@@ -257,11 +257,11 @@ FORGERIES: list[tuple[str, Callable[[Path], None]]] = [
     ("codes that share beginnings", _table(lambda table: table, column_encoding={"code": "DELTA_BYTE_ARRAY"})),
     ("a code of no bytes", _first_code(lambda code: b"")),
     ("a code of noise", _first_code(lambda code: b"noise" * 20)),
-    ("a code of noise under a right check", _first_code(lambda code: sealed(b"noise" * 20))),
+    ("a code of noise under a right check", _first_code(lambda code: add_checksum(b"noise" * 20))),
     ("a code that is cut", _first_code(lambda code: code[:40])),
     ("a code of another size", _first_code(lambda code: _webp(9, 8))),
     ("a code of a huge image", _first_code(lambda code: _webp(5000, 5000))),
-    ("a code of another format", _first_code(lambda code: sealed(b"\x89PNG\r\n\x1a\n" + code))),
+    ("a code of another format", _first_code(lambda code: add_checksum(b"\x89PNG\r\n\x1a\n" + code))),
     ("weights for a codec without any", _weights(lambda state: state.update(w=torch.zeros(3)), CODEC)),
     ("a codec without a tensor", _weights(lambda state: [state.pop(name) for name in sorted(state)[:1]], CODEC)),
     ("a codec of zeros", _weights(lambda state: [tensor.zero_() for tensor in state.values()], CODEC)),

@@ -20,7 +20,7 @@ import numpy as np
 from transformers import HfArgumentParser
 
 from hf_wakesleep import RawCodec, SemiParametricMemory
-from hf_wakesleep.codecs.base import sealed
+from hf_wakesleep.codecs.base import add_checksum
 
 BATCH, BATCHES = 256, 200
 
@@ -52,7 +52,7 @@ def write(args: Arguments, folder: str) -> None:
     for task in range(args.num_tasks):
         pixels = args.code_bytes - 7
         head = struct.pack("<BHH", 1, 1, pixels)  # a grey strip, as `RawCodec` writes it
-        codes = [sealed(head + generator.bytes(pixels)) for _ in range(per_task)]
+        codes = [add_checksum(head + generator.bytes(pixels)) for _ in range(per_task)]
         memory.write(codes, np.resize(classes[task], per_task), task)
     memory.save(folder)
 
@@ -72,12 +72,12 @@ def read(args: Arguments, folder: str) -> None:
 
 def read_in_turns(memories: list[SemiParametricMemory]) -> list[float]:
     """Return the median milliseconds of a batch of each memory, read in turns: the machine's own pace may change."""
-    draws = [memory.balanced() for memory in memories]
+    draws = [memory.balanced_sampler() for memory in memories]
     seconds = [[] for _ in memories]
     for number in range(BATCHES):
         for memory, draw, taken in zip(memories, draws, seconds, strict=True):
             start = time.perf_counter()
-            memory.codec.decode(memory.codes(draw.positions(BATCH, (1,), number * BATCH)))
+            memory.codec.decode(memory.codes(draw.draw(BATCH, (1,), number * BATCH)))
             taken.append(time.perf_counter() - start)
     return [1000 * statistics.median(taken) for taken in seconds]
 

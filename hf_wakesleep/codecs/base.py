@@ -71,19 +71,19 @@ def check_side(height: int, width: int) -> None:
         raise CodecError(f"Expected a code of an image of 1 to {MAX_SIDE} pixels a side, got {height} x {width}.")
 
 
-def sealed(content: bytes) -> bytes:
+def add_checksum(content: bytes) -> bytes:
     """Return a code of some content: it, and two bytes that check it."""
     return content + _CHECK.pack(binascii.crc_hqx(content, 0xFFFF))
 
 
-def unsealed(code: bytes) -> bytes:
+def strip_checksum(code: bytes) -> bytes:
     """Return the content of a code.
 
     Raises:
         CodecError: If it fails its check.
     """
     content = code[: -_CHECK.size]
-    if code != sealed(content):
+    if code != add_checksum(content):
         raise CodecError(
             f"Expected a code that ends with a check of its content, got {len(code)} bytes that fail it. Are they "
             "corrupt, or of another codec?"
@@ -91,14 +91,14 @@ def unsealed(code: bytes) -> bytes:
     return content
 
 
-class _SealedCodec(Codec):
+class _ChecksummedCodec(Codec):
     """A codec that takes images one by one and seals what comes out."""
 
     def encode(self, images):
-        return [sealed(self._encode_one(image)) for image in images]
+        return [add_checksum(self._encode_one(image)) for image in images]
 
     def decode(self, codes):
-        return [self._decode_one(unsealed(code)) for code in codes]
+        return [self._decode_one(strip_checksum(code)) for code in codes]
 
     @abstractmethod
     def _encode_one(self, image: torch.Tensor) -> bytes: ...
@@ -107,7 +107,7 @@ class _SealedCodec(Codec):
     def _decode_one(self, content: bytes) -> torch.Tensor: ...
 
 
-class RawCodec(_SealedCodec):
+class RawCodec(_ChecksummedCodec):
     """Pixels as they are, between a header of 5 bytes and a check of 2; one channel where the three are equal."""
 
     name = "raw"
@@ -132,7 +132,7 @@ class RawCodec(_SealedCodec):
         return torch.from_numpy(pixels.copy()).expand(3, -1, -1)  # (3, H, W)
 
 
-class WebPCodec(_SealedCodec):
+class WebPCodec(_ChecksummedCodec):
     """Lossy WebP, as Pillow writes it, and a check of 2 bytes, which readers may ignore (RFC 9649, section 2.4).
 
     Args:

@@ -1,4 +1,4 @@
-"""Augmentation of a whole batch at once, on its own device, from an explicit generator."""
+"""Augmentation: random crops and flips of a batch, on its own device, and the random generators of a run."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 def seeded_generator(*numbers: int) -> torch.Generator:
-    """Return a CPU generator for a place in a run, such as (seed, task, step): the same after a restart."""
+    """Return a CPU generator that follows from seed, task, step, ... alone: it is the same after a restart."""
     state = 0
     for number in numbers:
         state = (state * 1_000_003 + number + 1) % (2**63 - 1)

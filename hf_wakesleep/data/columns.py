@@ -1,8 +1,6 @@
-"""Label columns: found, checked and turned into `ClassLabel` without decoding an image."""
+"""Columns of a dataset: finds images and labels, and turns labels into `ClassLabel` without decoding an image."""
 
 import re
-import zlib
-from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -60,7 +58,7 @@ def find_column(dataset: Dataset, role: str, column: str | None, advice: str | N
 
 
 def refuse_transform(dataset: Dataset, what: str) -> None:
-    """Raise a `ValueError` for a dataset with a transform of its own, which would be dropped without a word.
+    """Raise a `ValueError` for a dataset with a transform of its own, which would be lost.
 
     Other formats (`with_format("torch")`, ...) only change how rows are shown, and are fine.
 
@@ -130,32 +128,6 @@ def labelled_images(dataset: Dataset, columns: dict[str, str], names: dict[str, 
 def label_array(dataset: Dataset, column: str) -> np.ndarray:
     """Return a `ClassLabel` column as int64 of shape (N,), without touching any other column."""
     return _column(dataset, column).to_numpy(zero_copy_only=False).astype(np.int64)
-
-
-def stratified_split(
-    dataset: Dataset, columns: Sequence[str], eval_fraction: float, seed: int
-) -> tuple[Dataset, Dataset]:
-    """Split a dataset into training and evaluation, the same share of every stratum to each.
-
-    What is held out of a stratum depends on the seed, its names and its own rows only.
-
-    Args:
-        dataset (`datasets.Dataset`): Any.
-        columns (`Sequence[str]`): `ClassLabel` columns; images that agree in all of them form a stratum.
-        eval_fraction (`float`): Share of evaluation images in (0, 1): at least one of a stratum, never its only one.
-        seed (`int`): Seed of what is held out.
-    """
-    keys = np.stack([label_array(dataset, column) for column in columns], axis=1)  # (N, columns)
-    found, strata = np.unique(keys, axis=0, return_inverse=True)  # (S, columns), (N,)
-    strata = strata.reshape(-1)
-    held_out = np.zeros(len(strata), dtype=bool)
-    for number, key in enumerate(found.tolist()):
-        names = [dataset.features[column].names[index] for column, index in zip(columns, key, strict=True)]
-        # A generator of its own: rows or classes more or less leave other strata as they are.
-        generator = np.random.RandomState([seed, *(zlib.crc32(name.encode()) for name in names)])
-        rows = generator.permutation(np.flatnonzero(strata == number))
-        held_out[rows[: min(max(round(eval_fraction * len(rows)), 1), len(rows) - 1)]] = True
-    return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
 
 
 def hub_source(dataset: Dataset) -> dict[str, str] | None:

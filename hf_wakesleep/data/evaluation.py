@@ -1,6 +1,6 @@
-"""Evaluation datasets: whatever `evaluate` and `predict` are given, as images with their index in a model's head.
+"""Evaluation datasets: turns what `evaluate` and `predict` are given into images with labels of the model.
 
-Columns are found, and labels turned into classes by their names, as streams do it. Images without labels can be
+Columns are found, and labels matched with classes by name, as in streams. Images without labels can be
 predicted, but not scored.
 """
 
@@ -17,11 +17,11 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, Subset
 
 from .columns import LABEL_COLUMNS, class_names, find_column, labelled_images, refuse_transform
-from .images import TaskImages, check_known, open_image, to_rgb
+from .images import TaskImages, check_known_classes, open_image, to_rgb
 from .streams import Task
 
-WHAT = "the given images"
-ADVICE = "Keep the right one, with `remove_columns`, or call it 'image' or 'label', with `rename_column`."
+_GIVEN_IMAGES = "the given images"
+_COLUMN_ADVICE = "Keep the right one, with `remove_columns`, or call it 'image' or 'label', with `rename_column`."
 
 
 class EvalSets(ConcatDataset):
@@ -84,7 +84,7 @@ class LabelReader:
             )
         elif not (isinstance(label, str) or (is_number and self._names is None)):
             raise ValueError(f"Expected the label of {where} to be a class by its name or number, got {label!r}.")
-        check_known([str(label)], self._label2id, where)
+        check_known_classes([str(label)], self._label2id, where)
         return self._label2id[str(label)]
 
 
@@ -105,7 +105,7 @@ class ExampleImages(torch.utils.data.Dataset):
         return len(self.dataset)
 
     def __getitem__(self, row: int) -> dict:
-        return read_example(self.dataset[row], self._labels, self._columns, f"image {row} of {WHAT}")
+        return read_example(self.dataset[row], self._labels, self._columns, f"image {row} of {_GIVEN_IMAGES}")
 
 
 class StreamedImages(torch.utils.data.IterableDataset):
@@ -122,10 +122,10 @@ class StreamedImages(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[dict]:
         for row, example in enumerate(self.dataset):
-            yield read_example(example, self._labels, self._columns, f"image {row} of {WHAT}")
+            yield read_example(example, self._labels, self._columns, f"image {row} of {_GIVEN_IMAGES}")
 
 
-def as_images(
+def as_image_dataset(
     dataset, label2id: dict[str, int], columns: Mapping[str, str] = MappingProxyType({})
 ) -> torch.utils.data.Dataset:
     """Return the images of any dataset as a torch dataset of `{"image": RGB, "label": index in the head or None}`.
@@ -151,9 +151,9 @@ def as_images(
     elif isinstance(dataset, datasets.IterableDataset):
         images = _of_stream(dataset, label2id, columns)
     elif type(dataset) is Subset:  # one of another kind may change what it gives
-        images = Subset(as_images(dataset.dataset, label2id, columns), dataset.indices)
+        images = Subset(as_image_dataset(dataset.dataset, label2id, columns), dataset.indices)
     elif type(dataset) is ConcatDataset:
-        images = ConcatDataset([as_images(part, label2id, columns) for part in dataset.datasets])
+        images = ConcatDataset([as_image_dataset(part, label2id, columns) for part in dataset.datasets])
     elif isinstance(dataset, torch.utils.data.IterableDataset):
         images = StreamedImages(dataset, LabelReader(label2id, _names_of(dataset)), columns)
     elif isinstance(dataset, torch.utils.data.Dataset | list | tuple):
@@ -198,7 +198,7 @@ def read_example(example, labels: LabelReader, columns: Mapping[str, str], where
 
 
 def _of_dataset(dataset: Dataset, label2id: dict[str, int], known: Mapping[str, str]) -> TaskImages:
-    refuse_transform(dataset, WHAT)
+    refuse_transform(dataset, _GIVEN_IMAGES)
     columns = _find(dataset, known)
     label = columns.get("label")
     if label is not None and _is_hidden(dataset, label):
@@ -207,16 +207,16 @@ def _of_dataset(dataset: Dataset, label2id: dict[str, int], known: Mapping[str, 
     names = {} if label is None else {"label": class_names([dataset], label)}
     if label is not None and not isinstance(dataset.features[label], ClassLabel) and "-1" not in label2id:
         names["label"] = [name for name in names["label"] if name != "-1"]  # as hidden labels are written
-    return TaskImages(labelled_images(dataset, columns, names), label2id, WHAT)
+    return TaskImages(labelled_images(dataset, columns, names), label2id, _GIVEN_IMAGES)
 
 
 def _find(dataset: Dataset | datasets.IterableDataset, known: Mapping[str, str]) -> dict[str, str]:
     """Return the column of `image` and, if there is one, of `label`."""
     given = {role: name for role, name in known.items() if name in dataset.features}
-    columns = {"image": find_column(dataset, "image", given.get("image"), ADVICE)}
+    columns = {"image": find_column(dataset, "image", given.get("image"), _COLUMN_ADVICE)}
     is_typed = any(isinstance(feature, ClassLabel) for feature in dataset.features.values())
     if "label" in given or is_typed or any(name in LABEL_COLUMNS for name in dataset.features):
-        columns["label"] = find_column(dataset, "label", given.get("label"), ADVICE)
+        columns["label"] = find_column(dataset, "label", given.get("label"), _COLUMN_ADVICE)
     return columns
 
 

@@ -1,4 +1,4 @@
-"""ImageReader: from what a dataset holds to the uint8 images that are remembered and the pixels a model takes."""
+"""Images: opens, checks, resizes and normalises the images of a dataset for a model and its memory."""
 
 import lzma
 import struct
@@ -122,7 +122,7 @@ class TaskImages(torch.utils.data.Dataset):
         self.head_index = None
         if "label" in dataset.features:
             names = dataset.features["label"].names
-            check_known({names[label] for label in np.unique(label_array(dataset, "label"))}, label2id, name)
+            check_known_classes({names[label] for label in np.unique(label_array(dataset, "label"))}, label2id, name)
             self.head_index = [label2id.get(class_name, -1) for class_name in names]
         self.mode = dataset.features["image"].mode
         self.dataset = dataset.with_format(None).cast_column("image", ImageFeature(mode=self.mode, decode=False))
@@ -136,7 +136,7 @@ class TaskImages(torch.utils.data.Dataset):
         return {"image": image, "label": None if self.head_index is None else self.head_index[example["label"]]}
 
 
-def check_known(names: Iterable[str], label2id: dict[str, int], where: str) -> None:
+def check_known_classes(names: Iterable[str], label2id: dict[str, int], where: str) -> None:
     """Refuse images of classes that a model does not know.
 
     Args:
@@ -156,7 +156,7 @@ def check_known(names: Iterable[str], label2id: dict[str, int], where: str) -> N
 
 
 class ImageReader:
-    """Data collator that yields what a model takes and, on demand, the uint8 images behind it.
+    """Data collator: from images to the `pixel_values` of a model, or to resized uint8 images for its memory.
 
     Args:
         processor (`BaseImageProcessor`): Resizes and normalises.

@@ -1,17 +1,18 @@
-"""Splits: training and evaluation images, with the columns and class names that a stream works with."""
+"""Splits: finds training and evaluation images in a dataset, or holds a stratified share out for evaluation."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from .columns import class_names, find_column, label_array, labelled_images, refuse_transform, stratified_split
+from .columns import class_names, find_column, label_array, labelled_images, refuse_transform
 
 EVAL_SPLITS = ("test", "validation", "valid", "val", "eval")
 
 
-def as_splits(dataset: Dataset | DatasetDict) -> dict[str, Dataset]:
+def find_splits(dataset: Dataset | DatasetDict) -> dict[str, Dataset]:
     """Return the split `"train"` and, if there is an evaluation split, that one as `"test"`.
 
     Raises:
@@ -44,15 +45,15 @@ def check_splits(splits: Mapping[str, Dataset]) -> None:
         refuse_transform(split, f"the images of the split {name!r}")
 
 
-def check_held_out(eval_fraction: float, seed: int | None) -> None:
+def check_split_arguments(eval_fraction: float, seed: int | None) -> None:
     """Raise a `ValueError` for a share or a seed that nothing can be held out with."""
     if not isinstance(eval_fraction, Real) or not 0 < eval_fraction < 1:
         raise ValueError(f"`eval_fraction` must lie in (0, 1), got {eval_fraction!r}.")
-    if seed is not None and not (is_whole(seed) and 0 <= seed < 2**32):
+    if seed is not None and not (is_integer(seed) and 0 <= seed < 2**32):
         raise ValueError(f"`seed` must be a whole number in 0..2**32 - 1, got {seed!r}.")
 
 
-def is_whole(value) -> bool:
+def is_integer(value) -> bool:
     """Whether a value is an integer, of Python or numpy, but no truth value."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
@@ -62,7 +63,7 @@ def find_columns(dataset: Dataset, image_column: str | None, label_column: str |
     return {"image": find_column(dataset, "image", image_column), "label": find_column(dataset, "label", label_column)}
 
 
-def class_lists(datasets: Sequence[Dataset], columns: dict[str, str]) -> dict[str, list[str]]:
+def class_names_by_column(datasets: Sequence[Dataset], columns: dict[str, str]) -> dict[str, list[str]]:
     """Return the class names of every column but the images, over all datasets."""
     return {new: class_names(datasets, old) for new, old in columns.items() if new != "image"}
 
@@ -96,11 +97,37 @@ def train_and_eval(
         evaluation = labelled_images(splits["test"], columns, names)
     else:
         train, evaluation = stratified_split(train, list(names), eval_fraction, seed)
-    check_trained(evaluation, present_classes(train), where=where)
+    check_classes_trained(evaluation, present_classes(train), where=where)
     return train, evaluation
 
 
-def check_trained(evaluation: Dataset, trained: Sequence[str], where: str) -> None:
+def stratified_split(
+    dataset: Dataset, columns: Sequence[str], eval_fraction: float, seed: int
+) -> tuple[Dataset, Dataset]:
+    """Split a dataset into training and evaluation, the same share of every class (and domain) in both.
+
+    What is held out of a class depends only on the seed, its name and its own rows.
+
+    Args:
+        dataset (`datasets.Dataset`): Any.
+        columns (`Sequence[str]`): `ClassLabel` columns; images that agree in all of them form a stratum.
+        eval_fraction (`float`): Share of evaluation images in (0, 1): at least one of a stratum, never its only one.
+        seed (`int`): Seed of what is held out.
+    """
+    keys = np.stack([label_array(dataset, column) for column in columns], axis=1)  # (N, columns)
+    found, strata = np.unique(keys, axis=0, return_inverse=True)  # (S, columns), (N,)
+    strata = strata.reshape(-1)
+    held_out = np.zeros(len(strata), dtype=bool)
+    for number, key in enumerate(found.tolist()):
+        names = [dataset.features[column].names[index] for column, index in zip(columns, key, strict=True)]
+        # A generator of its own: other strata do not change when rows or classes are added or dropped.
+        generator = np.random.RandomState([seed, *(zlib.crc32(name.encode()) for name in names)])
+        rows = generator.permutation(np.flatnonzero(strata == number))
+        held_out[rows[: min(max(round(eval_fraction * len(rows)), 1), len(rows) - 1)]] = True
+    return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
+
+
+def check_classes_trained(evaluation: Dataset, trained: Sequence[str], where: str) -> None:
     """Raise a `ValueError` if there are evaluation images of classes that are not trained."""
     untrained = sorted(set(present_classes(evaluation)) - set(trained))
     if untrained:

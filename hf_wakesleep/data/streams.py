@@ -1,23 +1,19 @@
-"""TaskStream: a sequence of tasks, made from the splits, classes or domains of `datasets`."""
+"""Task and TaskStream: the tasks that a model learns one after another, each with its images."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datasets
+from datasets import ClassLabel, Dataset, Image, concatenate_datasets
 from transformers.utils import logging
 
-from .columns import find_column, hub_source, label_array, refuse_transform
+from .columns import hub_source, label_array, refuse_transform
 from .splits import (
-    as_splits,
-    check_held_out,
+    check_split_arguments,
     check_splits,
-    check_trained,
-    class_lists,
+    class_names_by_column,
     find_columns,
-    is_whole,
     present_classes,
     shorten,
     train_and_eval,
@@ -45,7 +41,7 @@ class Task:
     eval_dataset: Dataset
 
     def fingerprint(self) -> dict:
-        """Return what identifies the task, JSON-able: name, classes, numbers of images, a digest of their labels."""
+        """Return what identifies the task, JSON-able: name, classes, numbers of images and a digest of labels."""
         return {
             "name": self.name,
             "classes": list(self.classes),
@@ -56,7 +52,7 @@ class Task:
 
 
 class TaskStream(Sequence):
-    """A sequence of [`Task`], with what is needed to tell two streams apart.
+    """A sequence of [`Task`], in the order of learning.
 
     Args:
         tasks (`Sequence[Task]`): The tasks, in the order of learning.
@@ -107,7 +103,7 @@ class TaskStream(Sequence):
         return [task.fingerprint() for task in self._tasks]
 
     def joint(self) -> "TaskStream":
-        """Return a stream of one task that holds all the images of this one: the upper bound for any learner."""
+        """Return a stream of one task with all images of this one: joint training, the upper bound."""
         classes = self.classes
         task = Task(
             name="task-01",
@@ -140,13 +136,13 @@ class TaskStream(Sequence):
             seed (`int`, defaults to 0): Seed of what is held out.
             image_column (`str`, *optional*): Found by its type if missing.
             label_column (`str`, *optional*): Found by its type and name if missing.
-            repeats (`bool`, defaults to `False`): Whether classes may come again, in a later split or after a stage
-                that knows them: as more images of them. A split is then known by its name.
+            repeats (`bool`, defaults to `False`): Whether a later split, or a later run, may bring more images of
+                known classes. Splits are then told apart by their names.
 
         Raises:
             ValueError: If names do not match, a task has no images, or a class comes again without `repeats`.
         """
-        check_held_out(eval_fraction, seed)
+        check_split_arguments(eval_fraction, seed)
         for given in (splits, eval_splits or {}):
             check_splits(given)
         if not splits:
@@ -156,7 +152,7 @@ class TaskStream(Sequence):
                 f"`eval_splits` must have the same names as `splits` ({sorted(splits)}), got {sorted(eval_splits)}."
             )
         columns = find_columns(next(iter(splits.values())), image_column, label_column)
-        names = class_lists([*splits.values(), *(eval_splits or {}).values()], columns)
+        names = class_names_by_column([*splits.values(), *(eval_splits or {}).values()], columns)
         tasks, known = [], []
         for name, dataset in splits.items():
             sources = {"train": dataset} | ({} if eval_splits is None else {"test": eval_splits[name]})
@@ -172,133 +168,13 @@ class TaskStream(Sequence):
             new = [c for c in classes if c not in known]
             known += new
             tasks.append(Task(name, tuple(classes), tuple(new), train, evaluation))
-        _warn_of_empty_classes(names["label"], known)
+        warn_of_empty_classes(names["label"], known)
         kind = "splits with repeats" if repeats else "splits"
-        stream = cls(tasks, {"kind": kind, "seed": _plain(seed), "dataset": hub_source(next(iter(splits.values())))})
+        stream = cls(
+            tasks, {"kind": kind, "seed": plain_seed(seed), "dataset": hub_source(next(iter(splits.values())))}
+        )
         stream.columns = columns
         return stream
-
-
-class ClassIncrementalStream(TaskStream):
-    """A stream in which every task brings classes of its own.
-
-    Args:
-        dataset (`Dataset` or `DatasetDict`): With a training split (`"train"`) and an evaluation split (`"test"`,
-            `"validation"`, ...). Without the latter a share of the training images is held out, stratified by class.
-        num_tasks (`int`, *optional*): Number of tasks; classes are spread evenly, the first tasks take what is over.
-        classes_per_task (`Sequence[int]`, *optional*): Number of classes of each task, instead of `num_tasks`.
-        seed (`int`, *optional*): Seed of the class order, `numpy.random.RandomState(seed).permutation(C)` as in PyCIL
-            and LAMDA-PILOT. `None` keeps the dataset's own order.
-        image_column (`str`, *optional*): Found by its type if missing.
-        label_column (`str`, *optional*): Found by its type and name if missing.
-        eval_fraction (`float`, defaults to 0.2): Share to hold out if there is no evaluation split.
-
-    Raises:
-        ValueError: If columns, labels or numbers do not fit; the message says what was expected.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset | DatasetDict,
-        *,
-        num_tasks: int | None = None,
-        classes_per_task: Sequence[int] | None = None,
-        seed: int | None = None,
-        image_column: str | None = None,
-        label_column: str | None = None,
-        eval_fraction: float = 0.2,
-    ):
-        check_held_out(eval_fraction, seed)
-        splits = as_splits(dataset)
-        columns = find_columns(splits["train"], image_column, label_column)
-        names = class_lists(list(splits.values()), columns)
-        train, evaluation = train_and_eval(splits, columns, names, eval_fraction, seed or 0, where="the dataset")
-        names = train.features["label"].names
-        present = [names.index(name) for name in present_classes(train)]
-        sizes = _task_sizes(len(present), num_tasks, classes_per_task)
-        _warn_of_empty_classes(names, [names[index] for index in present])
-        if classes_per_task is None and min(sizes) < max(sizes):
-            logger.warning(
-                f"{len(present)} classes cannot be spread evenly over {num_tasks} tasks, which have {sizes} classes. "
-                f"Pass another `num_tasks`, or `classes_per_task={sizes}` to say that this is what you want."
-            )
-        order = range(len(present)) if seed is None else np.random.RandomState(seed).permutation(len(present))
-        order = [present[position] for position in order]
-        train_labels, eval_labels = label_array(train, "label"), label_array(evaluation, "label")
-        tasks = []
-        for number, end in enumerate(np.cumsum(sizes), start=1):
-            indices = order[end - sizes[number - 1] : end]
-            classes = tuple(names[index] for index in indices)
-            tasks.append(
-                Task(
-                    name=f"task-{number:02d}",
-                    classes=classes,
-                    new_classes=classes,
-                    train_dataset=train.select(np.flatnonzero(np.isin(train_labels, indices))),
-                    eval_dataset=evaluation.select(np.flatnonzero(np.isin(eval_labels, indices))),
-                )
-            )
-        super().__init__(
-            tasks, {"kind": "class-incremental", "seed": _plain(seed), "dataset": hub_source(splits["train"])}
-        )
-        self.columns = columns
-
-
-class DomainIncrementalStream(TaskStream):
-    """A stream in which every task brings the same classes from another domain.
-
-    Args:
-        dataset (`Dataset` or `DatasetDict`): As for [`ClassIncrementalStream`], with a column that names the domain.
-        by (`str`, defaults to `"domain"`): That column: `ClassLabel`, strings or integers.
-        seed (`int`, *optional*): Seed of the order of the domains; `None` keeps the order of their names.
-        image_column (`str`, *optional*): Found by its type if missing.
-        label_column (`str`, *optional*): Found by its type and name if missing.
-        eval_fraction (`float`, defaults to 0.2): Share to hold out if there is no evaluation split.
-
-    Raises:
-        ValueError: If columns or labels do not fit; the message says what was expected.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset | DatasetDict,
-        *,
-        by: str = "domain",
-        seed: int | None = None,
-        image_column: str | None = None,
-        label_column: str | None = None,
-        eval_fraction: float = 0.2,
-    ):
-        check_held_out(eval_fraction, seed)
-        splits = as_splits(dataset)
-        columns = find_columns(splits["train"], image_column, label_column)
-        if by in columns.values():
-            raise ValueError(f"`by` must name a column of domains, but {by!r} holds the images or labels.")
-        columns["domain"] = find_column(splits["train"], "label", by)
-        names = class_lists(list(splits.values()), columns)
-        train, evaluation = train_and_eval(splits, columns, names, eval_fraction, seed or 0, where="the dataset")
-        domains = names["domain"]
-        present = np.unique(label_array(train, "domain"))
-        order = present if seed is None else present[np.random.RandomState(seed).permutation(len(present))]
-        train_domains, eval_domains = label_array(train, "domain"), label_array(evaluation, "domain")
-        tasks, known = [], []
-        for index in order:
-            task_train = train.select(np.flatnonzero(train_domains == index)).select_columns(["image", "label"])
-            task_eval = evaluation.select(np.flatnonzero(eval_domains == index)).select_columns(["image", "label"])
-            classes = present_classes(task_train)
-            new = [name for name in classes if name not in known]
-            known += new
-            check_trained(task_eval, known, where=f"the domain {domains[index]!r}, or of one before,")
-            tasks.append(Task(domains[index], tuple(classes), tuple(new), task_train, task_eval))
-        _warn_of_empty_classes(names["label"], known)
-        protocol = {
-            "kind": "domain-incremental",
-            "by": by,
-            "seed": _plain(seed),
-            "dataset": hub_source(splits["train"]),
-        }
-        super().__init__(tasks, protocol)
-        self.columns = columns
 
 
 def _check_columns(dataset: Dataset, what: str) -> None:
@@ -312,8 +188,8 @@ def _check_columns(dataset: Dataset, what: str) -> None:
             )
 
 
-def _warn_of_empty_classes(names: Sequence[str], trained: Sequence[str]) -> None:
-    """Say which classes of a `ClassLabel` have no training image."""
+def warn_of_empty_classes(names: Sequence[str], trained: Sequence[str]) -> None:
+    """Warn of classes of a `ClassLabel` that have no training image."""
     empty = [name for name in names if name not in set(trained)]
     if empty:
         logger.warning(
@@ -322,7 +198,8 @@ def _warn_of_empty_classes(names: Sequence[str], trained: Sequence[str]) -> None
         )
 
 
-def _plain(seed: int | None) -> int | None:
+def plain_seed(seed: int | None) -> int | None:
+    """Return a seed as an `int` of Python, which JSON can hold."""
     return None if seed is None else int(seed)
 
 
@@ -331,23 +208,3 @@ def _digest(*datasets: Dataset) -> str:
     for dataset in datasets:
         digest.update(label_array(dataset, "label").astype("<i8").tobytes())
     return digest.hexdigest()[:16]
-
-
-def _task_sizes(num_classes: int, num_tasks: int | None, classes_per_task: Sequence[int] | None) -> list[int]:
-    if (num_tasks is None) == (classes_per_task is None):
-        raise ValueError("Give either `num_tasks` or `classes_per_task`, not both and not neither.")
-    if classes_per_task is not None:
-        sizes = list(classes_per_task) if isinstance(classes_per_task, Sequence | np.ndarray) else None
-        if sizes is None or not all(map(is_whole, sizes)):
-            raise ValueError(f"`classes_per_task` must be a list of whole numbers, got {classes_per_task!r}.")
-        if not sizes or min(sizes) < 1 or sum(sizes) != num_classes:
-            raise ValueError(
-                f"`classes_per_task` must hold positive numbers that add up to the {num_classes} classes of the "
-                f"dataset, got {sizes} (sum {sum(sizes)})."
-            )
-        return sizes
-    if not is_whole(num_tasks) or not 1 <= num_tasks <= num_classes:
-        raise ValueError(
-            f"`num_tasks` must lie in 1..{num_classes}, the number of classes of the dataset, got {num_tasks!r}."
-        )
-    return [len(part) for part in np.array_split(np.arange(num_classes), num_tasks)]

@@ -50,7 +50,7 @@ class ContinualTrainingArguments(TrainingArguments):
         default=0,
         metadata={
             "help": "With the codec 'learned': optimizer steps in which a new memory's codec is fitted to images of "
-            "the first task, for images that look like no photograph; with 0 only its tone, a table of pixel values, "
+            "the first task, for images that look like no photograph; with 0 only its lookup table of pixel values "
             "is."
         },
     )

@@ -14,10 +14,10 @@ from transformers import EarlyStoppingCallback, Trainer, get_scheduler
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
-from ..data.evaluation import EvalSets, as_images
+from ..data.evaluation import EvalSets, as_image_dataset
 from ..data.images import ImageReader, TaskImages, make_image_processor
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
-from ..reporting.confusion import count_answers
+from ..reporting.metrics import confusion_counts
 from ..stages.checkpoint import LAST_WRITTEN, SLEEP_NAME, checkpoints_of, drop_old_checkpoints
 from ..stages.hub import Publisher
 from ..storage.atomic import check_writable, disk_advice, replace_folder, temporary_name
@@ -73,7 +73,7 @@ class ClassifierTrainer(Trainer):
                 f"`processing_class` must give square images of {model.config.image_size} pixels, the `image_size` of "
                 f"the model, got {size[0]} x {size[1]}. Change its `size` and `crop_size`."
             )
-        self.confusion: list[list[int]] = []  # of the last evaluation over the tasks, see `count_answers`
+        self.confusion: list[list[int]] = []  # of the last evaluation over the tasks, see `confusion_counts`
         self._publisher: Publisher | None = None
         self._is_saving = self._is_folder_held = False
         if args.should_save:
@@ -139,8 +139,8 @@ class ClassifierTrainer(Trainer):
         """Return a loader of all images of a dataset, in their order.
 
         Args:
-            eval_dataset (*optional*): Anything that [`as_images`] takes, or the name of a stage; the evaluation images
-                of all tasks so far if missing.
+            eval_dataset (*optional*): Anything that [`as_image_dataset`] takes, or the name of a stage; the evaluation
+                images of all tasks so far if missing.
         """
         if isinstance(eval_dataset, str):
             if eval_dataset not in self._eval_sets:
@@ -149,7 +149,7 @@ class ClassifierTrainer(Trainer):
                 )
             eval_dataset = self._eval_sets[eval_dataset]
         given = self.eval_dataset if eval_dataset is None else eval_dataset
-        images = as_images(given, self.model.config.label2id, self.columns)
+        images = as_image_dataset(given, self.model.config.label2id, self.columns)
         # Not by `Trainer`: it would drop the last images, or take what workers of another dataset hold.
         loader = DataLoader(
             images,
@@ -191,7 +191,7 @@ class ClassifierTrainer(Trainer):
         is_correct = answers == output.label_ids  # (N,)
         shares = {"accuracy": is_correct.mean()}
         if isinstance(dataloader.dataset, EvalSets):
-            self.confusion = count_answers(output.label_ids, answers)
+            self.confusion = confusion_counts(output.label_ids, answers)
             slices = dataloader.dataset.slices()
             shares |= {f"{name}_accuracy": is_correct[rows].mean() for name, rows in slices.items()}
         output.metrics.update({f"{metric_key_prefix}_{name}": float(share) for name, share in shares.items()})

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from ..data.images import ImageReader
 from ..memory.memory import SemiParametricMemory
-from ..memory.sampling import held_out_mask, measured_mask, spread
+from ..memory.sampling import held_out_mask, stratified_mask, subsample
 from ..model.head_wakesleep import LinearDiscriminant
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from .sleep_config import SleepConfig
@@ -22,7 +22,7 @@ def drift_positions(memory: SemiParametricMemory, held_out_share: float) -> np.n
     replayed = np.flatnonzero(~held_out_mask(memory.labels, memory.tasks, held_out_share))
     first = np.flatnonzero(np.diff(memory.labels, prepend=-1))  # one of each class at least
     measured = measured_positions(memory, held_out_share)
-    return np.unique(np.concatenate([first, spread(replayed, MOST_REPLAYED), measured]))
+    return np.unique(np.concatenate([first, subsample(replayed, MOST_REPLAYED), measured]))
 
 
 def measured_positions(memory: SemiParametricMemory, held_out_share: float) -> np.ndarray:
@@ -30,7 +30,7 @@ def measured_positions(memory: SemiParametricMemory, held_out_share: float) -> n
 
     They are held out of replay, but for those that are the only ones of their class.
     """
-    return spread(np.flatnonzero(measured_mask(memory.labels, memory.tasks, held_out_share)), MOST_HELD_OUT)
+    return subsample(np.flatnonzero(stratified_mask(memory.labels, memory.tasks, held_out_share)), MOST_HELD_OUT)
 
 
 def drift_features(

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from ..data.images import ImageReader
 from ..memory.memory import SemiParametricMemory
-from ..memory.synapses import Synapses, count_entries, make_room
+from ..memory.synapses import Synapses, count_entries, grow_synapses
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from .sleep_config import SleepConfig
 
@@ -46,7 +46,7 @@ def importance(
     twin = copy.deepcopy(model).requires_grad_(True).eval()
     parameters = dict(twin.named_parameters())
     sums = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters.values()]
-    positions = memory.balanced().positions(config.importance_images, config.rng_key)
+    positions = memory.balanced_sampler().draw(config.importance_images, config.rng_key)
     slopes = _logit_gradients(twin, memory, reader, positions, config)
     bar = tqdm(slopes, desc="sleep: importance", disable=not config.shows_progress, leave=False)
     for slope, (image, _) in zip(bar, _examples(memory, reader, positions, config), strict=True):
@@ -124,6 +124,6 @@ def freeze_synapses(
 
     Arguments are those of [`importance`].
     """
-    synapses = make_room(memory.synapses, count_entries(model), config.freeze_fraction)
+    synapses = grow_synapses(memory.synapses, count_entries(model), config.freeze_fraction)
     found = importance(model, memory, reader, config)
     return synapses.freeze({name: most_important(value, config.freeze_fraction) for name, value in found.items()})

@@ -66,7 +66,7 @@ class Replay:
         self._unlogged = {"nrem": [], "rem": []}  # since the last log
         self._learning_rate = 0.0  # of the head, at the last step
         is_held_out = held_out_mask(memory.labels, memory.tasks, config.held_out_share)
-        self._replayed = memory.balanced(np.flatnonzero(~is_held_out))
+        self._replayed = memory.balanced_sampler(np.flatnonzero(~is_held_out))
 
     def run(self, on_step_end: Callable[["Replay"], object] | None = None) -> None:
         """Do the steps that are left, and call `on_step_end` after each."""
@@ -180,7 +180,7 @@ class Replay:
     def _batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return this process's share of the memories of a step, augmented: (B, 3, H, W) and (B,)."""
         config, accelerator, size = self.config, self.accelerator, self.config.batch_size
-        positions = self._replayed.positions(size, config.rng_key, self.step * size)
+        positions = self._replayed.draw(size, config.rng_key, self.step * size)
         images, labels = self.memory.read(positions[accelerator.process_index :: accelerator.num_processes])
         pixel_values = self.reader.normalise(images.to(accelerator.device))
         generator = seeded_generator(*config.rng_key, self.step, accelerator.process_index)

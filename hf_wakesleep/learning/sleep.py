@@ -123,7 +123,7 @@ def consolidate(  # noqa: PLR0913
         accuracy = update_lda(bare, memory, reader, config, features_before=features_before, accelerator=accelerator)
         if config.freeze_fraction:
             memory.set_synapses(share_synapses(accelerator, freeze_synapses(bare, memory, reader, config)))
-    frozen_fraction, frozen = (0.0, {}) if memory.synapses is None else memory.synapses.shares(bare)
+    frozen_fraction, frozen = (0.0, {}) if memory.synapses is None else memory.synapses.frozen_shares(bare)
     return SleepReport(
         steps=config.steps,
         images=config.steps * config.batch_size,

@@ -16,7 +16,8 @@ from ..data.streams import Task
 from ..memory.memory import MemoryBytes, SemiParametricMemory
 from ..memory.synapses import FrozenEntries
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
-from ..reporting.history import History, TaskRecord
+from ..reporting.history import History
+from ..reporting.task_record import TaskRecord
 from ..stages.checkpoint import load_sleep, was_wake_stopped
 from ..stages.ingest import Written
 from ..stages.stage import stage_name

@@ -16,9 +16,10 @@ from ..codecs.learned.codec import LearnedCodec
 from ..data.augmentation import seeded_generator
 from ..data.streams import Task, TaskStream
 from ..memory.memory import SemiParametricMemory
-from ..memory.synapses import count_entries, make_room
+from ..memory.synapses import count_entries, grow_synapses
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
-from ..reporting.history import HISTORY_NAME, History, TaskRecord
+from ..reporting.history import HISTORY_NAME, History
+from ..reporting.task_record import TaskRecord
 from ..stages.checkpoint import checkpoints_of, clean, drop_checkpoints, drop_later_checkpoints, is_due
 from ..stages.known_images import count_evaluated, eval_sets_of
 from ..stages.protocol import align_tasks, make_protocol
@@ -248,7 +249,7 @@ class ContinualTrainer(ClassifierTrainer):
         )
         if self.memory is not None:
             self.memory.add_classes(run.record.new_classes, self.model.head.lda.num_bytes)
-            room = make_room(self.memory.synapses, count_entries(self.model), args.freeze_fraction)
+            room = grow_synapses(self.memory.synapses, count_entries(self.model), args.freeze_fraction)
             if room is not None:
                 self.memory.set_synapses(room)
         self.train_dataset = self.images.train_images(number, self.model.config.label2id)

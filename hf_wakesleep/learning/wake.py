@@ -13,9 +13,9 @@ from ..codecs.learned.codec import LearnedCodec
 from ..data.columns import label_array
 from ..data.images import ImageReader, TaskImages
 from ..data.streams import Task
-from ..memory.herding import herding_ranks
 from ..memory.memory import SemiParametricMemory
-from ..memory.synapses import count_entries, make_room
+from ..memory.sampling import herding_ranks
+from ..memory.synapses import count_entries, grow_synapses
 from ..model.head_wakesleep import LinearDiscriminant
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from .arguments import ContinualTrainingArguments
@@ -105,7 +105,7 @@ class WakePass:
         trial = copy.copy(memory)
         trial.budget = None
         entries = count_entries(self.model, len(new))
-        trial.synapses = make_room(memory.synapses, entries, self.args.freeze_fraction)
+        trial.synapses = grow_synapses(memory.synapses, entries, self.args.freeze_fraction)
         trial.add_classes(new, statistics_bytes)
         trial.budget = memory.budget
         trial.write(codes, range(len(memory.classes), len(trial.classes)), task=0)
@@ -173,7 +173,7 @@ class WakeReplay:
         earlier = np.flatnonzero(memory.tasks != task)
         self.is_empty = len(earlier) == 0
         self._memory, self._reader, self._seed = memory, reader, (seed, task, WAKE)
-        self._draw = memory.balanced(earlier)
+        self._draw = memory.balanced_sampler(earlier)
 
     def join(self, inputs: dict[str, torch.Tensor], start: int) -> dict[str, torch.Tensor]:
         """Return a batch twice as large, the second half memories; the batch itself if there are none.
@@ -184,7 +184,7 @@ class WakeReplay:
         """
         if self.is_empty:
             return inputs
-        images, labels = self._memory.read(self._draw.positions(len(inputs["labels"]), self._seed, start))
+        images, labels = self._memory.read(self._draw.draw(len(inputs["labels"]), self._seed, start))
         device = inputs["labels"].device
         return {
             "pixel_values": torch.cat([inputs["pixel_values"], self._reader.normalise(images.to(device))]),

@@ -1,4 +1,4 @@
-"""Budget: the bytes that a memory may take, where they go, and which codes fit into them."""
+"""Memory budget: how many bytes a memory takes, and which codes are kept when it is full."""
 
 import re
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "M
 
 @dataclass(frozen=True)
 class MemoryBytes:
-    """Accounting of everything learned from the stream that must be kept to go on, in bytes.
+    """Bytes of everything that was learned from the stream and is needed to continue.
 
     Args:
         codes (`int`): The codes themselves.
@@ -50,7 +50,7 @@ def parse_bytes(size: str | int | None) -> int | None:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def ranks_within(groups: np.ndarray) -> np.ndarray:
+def rank_within_groups(groups: np.ndarray) -> np.ndarray:
     """Return how many elements of the same group stand before each; int64 of shape (M,).
 
     Args:
@@ -60,37 +60,37 @@ def ranks_within(groups: np.ndarray) -> np.ndarray:
     return np.arange(len(groups)) - np.repeat(starts, np.diff(starts, append=len(groups)))
 
 
-def fitting(labels: np.ndarray, sizes: np.ndarray, room: int, budget: int) -> np.ndarray:
-    """Return which codes to keep so that their sizes add up to at most `room`, bool of shape (M,).
+def fit_to_budget(labels: np.ndarray, sizes: np.ndarray, free_bytes: int, budget: int) -> np.ndarray:
+    """Return a mask of the codes to keep, of at most `free_bytes` in all, bool of shape (M,).
 
-    Every class keeps its first k codes, with the largest k that fits; what is left goes to one more code of each class
-    in turn, where it still fits. If not even the first of each fit, every class keeps its smallest.
+    Every class keeps its first k codes, with the largest k that fits. The rest of the bytes goes to one more code of
+    each class in turn, where it still fits. If the first codes of all classes do not fit, each keeps its smallest.
 
     Args:
         labels (`numpy.ndarray` of shape `(M,)`): Sorted labels.
         sizes (`numpy.ndarray` of shape `(M,)`): Bytes of each code with its index.
-        room (`int`): Bytes to fill.
+        free_bytes (`int`): Bytes that are left for codes.
         budget (`int`): The whole budget, for the error.
 
     Raises:
         ValueError: If not even one code of every class fits.
     """
     starts = np.flatnonzero(np.diff(labels, prepend=-1))
-    rank = ranks_within(labels)
+    rank = rank_within_groups(labels)
     cumulative = np.cumsum(np.bincount(rank, weights=sizes)) if len(rank) else np.zeros(0)  # bytes of k + 1 per class
-    per_class = int(np.searchsorted(cumulative, room, side="right"))
+    per_class = int(np.searchsorted(cumulative, free_bytes, side="right"))
     smallest = np.lexsort((sizes, labels))[starts]  # (K,) the smallest code of each class
     minimum = int(sizes[smallest].sum())
-    if room < minimum:
+    if free_bytes < minimum:
         raise ValueError(
             f"`memory_budget` must hold at least one code per class: {minimum:,} bytes of codes for {len(starts)} "
-            f"classes and {budget - room:,} bytes for statistics, masks, codec and file headers, got {budget:,}. "
-            "Raise it to hold them, or pass a codec with smaller codes."
+            f"classes and {budget - free_bytes:,} bytes for statistics, masks, codec and file headers, got {budget:,}."
+            " Raise it to hold them, or pass a codec with smaller codes."
         )
     if per_class == 0:
         return np.isin(np.arange(len(labels)), smallest)
     keep = rank < per_class
-    left = room - int(sizes[keep].sum())
+    left = free_bytes - int(sizes[keep].sum())
     for position in np.flatnonzero(rank == per_class):
         if sizes[position] <= left:
             keep[position] = True

@@ -1,4 +1,4 @@
-"""MemoryFiles: `codes.parquet`, `memory.json`, weights of a codec and synapses in one folder, with checks."""
+"""MemoryFiles: saves a memory to a folder (`codes.parquet`, `memory.json`, ...) and loads it with all checks."""
 
 import json
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ from ..model.configuration_wakesleep import check_class_names
 from ..model.digests_wakesleep import MEMORY_FILES, check_digests, file_digest
 from ..storage.atomic import read_json
 from .synapses import SYNAPSES_NAME, Synapses
-from .table import INDEX_BYTES, CodeTable, schema_of
+from .table import INDEX_BYTES, CodeTable, arrow_schema
 
 CODES_NAME, CODEC_NAME, MEMORY_NAME = "codes.parquet", "codec.safetensors", "memory.json"
-SEALED = (CODES_NAME, CODEC_NAME, SYNAPSES_NAME)  # their digests stand in memory.json
-KEYS = {"codec", "settings", "budget", "statistics_bytes", "sha256"}  # of memory.json
-PLAIN_ENCODINGS = {"PLAIN", "DELTA_LENGTH_BYTE_ARRAY", "RLE"}  # of codes: every byte of a code stands in the file
-CODE_BYTES = 4  # that every code has, of whatever codec
-LABEL_BYTES = 12  # per class: its entry, and that of a task, in the dictionaries of the file
-FILE_BYTES = 1024  # what a parquet file with rows holds beyond one without, and memory.json
+CHECKED_FILES = (CODES_NAME, CODEC_NAME, SYNAPSES_NAME)  # their digests stand in memory.json
+SETTINGS_KEYS = {"codec", "settings", "budget", "statistics_bytes", "sha256"}  # of memory.json
+PLAIN_ENCODINGS = {"PLAIN", "DELTA_LENGTH_BYTE_ARRAY", "RLE"}  # of codes: without compression
+MIN_CODE_BYTES = 4  # the least that a code of any codec takes
+CLASS_BYTES = 12  # per class: its entry and that of a task in the dictionaries of `codes.parquet`
+HEADER_BYTES = 1024  # a Parquet file with rows less one without, and `memory.json`
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class MemoryFiles:
         codec ([`Codec`]): With its weights, if it has some.
         table ([`CodeTable`]): The codes.
         classes (`Sequence[str]`): Names of the classes, in the order of their labels.
-        budget (`int`, *optional*): Bytes that all may not exceed.
+        budget (`int`, *optional*): Most bytes that the memory may take.
         statistics_bytes (`int`): Bytes that the model keeps beside its weights.
         synapses ([`Synapses`], *optional*): Which weights are frozen.
     """
@@ -62,13 +62,15 @@ class MemoryFiles:
             "settings": self.codec.settings(),
             "budget": self.budget,
             "statistics_bytes": self.statistics_bytes,
-            "sha256": {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.name in SEALED},
+            "sha256": {
+                path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.name in CHECKED_FILES
+            },
         }
         (folder / MEMORY_NAME).write_text(json.dumps(settings, indent=2) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> "MemoryFiles":
-        """Read what `write` wrote; whether the codes can be those of a memory is left to the caller.
+        """Read what `write` wrote; digests and contents are checked.
 
         Raises:
             ValueError: If a file is missing or does not hold what it should.
@@ -76,7 +78,7 @@ class MemoryFiles:
         folder = folder.absolute()
         missing = [name for name in (CODES_NAME, MEMORY_NAME) if not (folder / name).is_file()]
         if missing:
-            raise ValueError(f"Expected a memory in {folder}, but {missing} are missing. Is it a whole stage?")
+            raise ValueError(f"Expected a memory in {folder}, but {missing} are missing. Is the stage complete?")
         if folder.name == "memory":  # in a stage
             check_digests(folder.parent, MEMORY_FILES)
         try:
@@ -114,15 +116,15 @@ class MemoryFiles:
             raise ValueError(f"at most {self.budget:,} bytes of codes expected, got {size:,}")
 
 
-def file_bytes(classes: Sequence[str]) -> int:
+def file_overhead(classes: Sequence[str]) -> int:
     """Return the bytes of all files of a memory beyond its codes, their index and the codec's weights."""
     sink = pa.BufferOutputStream()
-    _write_parquet(schema_of(classes).empty_table(), sink)
-    return sink.getvalue().size + FILE_BYTES + LABEL_BYTES * len(classes)
+    _write_parquet(arrow_schema(classes).empty_table(), sink)
+    return sink.getvalue().size + HEADER_BYTES + CLASS_BYTES * len(classes)
 
 
 def _write_parquet(table: pa.Table, where) -> None:
-    """Write codes as they are, with their lengths packed: 1 or 2 bytes each instead of 4."""
+    """Write codes uncompressed, with their lengths packed into 1 or 2 bytes each instead of 4."""
     pq.write_table(
         table,
         where,
@@ -136,20 +138,20 @@ def _write_parquet(table: pa.Table, where) -> None:
 def _read_settings(folder: Path) -> dict:
     """Read memory.json, and compare the files beside it with the digests in it."""
     settings = read_json(folder / MEMORY_NAME)
-    if set(settings) != KEYS:
-        raise ValueError(f"{MEMORY_NAME} with the keys {sorted(KEYS)} expected, got {sorted(settings)[:9]}")
+    if set(settings) != SETTINGS_KEYS:
+        raise ValueError(f"{MEMORY_NAME} with the keys {sorted(SETTINGS_KEYS)} expected, got {sorted(settings)[:9]}")
     for name in ("budget", "statistics_bytes"):
         value = settings[name]
         if not (type(value) is int and 0 <= value < 2**63) and not (name == "budget" and value is None):
             raise ValueError(f"a number of bytes expected as {name!r}, got {value!r}")
-    digests = {name: file_digest(folder / name) for name in SEALED if (folder / name).is_file()}
+    digests = {name: file_digest(folder / name) for name in CHECKED_FILES if (folder / name).is_file()}
     if settings["sha256"] != digests:
         raise ValueError(f"{' or '.join(digests)} is not the file that was written with {MEMORY_NAME}")
     return settings
 
 
 def _read_parquet(path: Path) -> tuple[CodeTable, list[str]]:
-    """Read codes and class names, unless the table would take more memory than the file is long."""
+    """Read codes and class names; a table that would take more memory than the file is long is refused."""
     metadata = pq.read_metadata(path)
     for group in range(metadata.num_row_groups):
         for column in range(metadata.num_columns):
@@ -157,12 +159,12 @@ def _read_parquet(path: Path) -> tuple[CodeTable, list[str]]:
             is_packed = chunk.path_in_schema == "code" and not PLAIN_ENCODINGS.issuperset(chunk.encodings)
             if chunk.compression != "UNCOMPRESSED" or is_packed:
                 raise ValueError(f"plain columns expected, but {chunk.path_in_schema!r} is compressed")
-    if metadata.num_rows * CODE_BYTES > path.stat().st_size:
+    if metadata.num_rows * MIN_CODE_BYTES > path.stat().st_size:
         raise ValueError(f"{metadata.num_rows:,} codes do not fit into {path.stat().st_size:,} bytes")
     schema = pq.read_schema(path)
     classes = Features.from_arrow_schema(schema)["label"].names
-    if not schema.equals(schema_of(classes)):
-        raise ValueError(f"columns {schema_of(classes).names} of the types of a memory expected, got {schema}")
+    if not schema.equals(arrow_schema(classes)):
+        raise ValueError(f"columns {arrow_schema(classes).names} of the types of a memory expected, got {schema}")
     check_class_names(classes)
     if len(set(classes)) < len(classes):
         raise ValueError("a class comes twice")

@@ -11,10 +11,10 @@ from huggingface_hub import snapshot_download
 
 from ..codecs.base import Codec, CodecError
 from ..model.digests_wakesleep import DIGESTS_NAME
-from .budget import MemoryBytes, fitting
-from .cache import DecodedImages
-from .files import MemoryFiles, file_bytes
-from .sampling import BalancedDraw
+from .budget import MemoryBytes, fit_to_budget
+from .cache import DecodedImageCache
+from .files import MemoryFiles, file_overhead
+from .sampling import BalancedSampler
 from .synapses import Synapses
 from .table import INDEX_BYTES, CodeTable
 
@@ -22,10 +22,10 @@ from .table import INDEX_BYTES, CodeTable
 class SemiParametricMemory:
     """Codes of images, balanced over classes and never above the budget.
 
-    Codes stand ordered by class and, within a class, in turns of its tasks, the most useful code of each task first.
-    When the budget is full every class keeps the first of its codes in that order. Without ranks, codes of a task are
-    ordered by a digest of their bytes, so that the first are a uniform sample whatever the order they came in
-    (reservoir sampling without a random state).
+    Codes are sorted by class. Within a class its tasks alternate, each with its codes by rank. When the budget is full
+    every class keeps the first of its codes in that order. Without ranks, codes of a task are sorted by a digest of
+    their bytes, so the first are a uniform sample whatever the order they came in (reservoir sampling without a random
+    state).
 
     Args:
         codec ([`Codec`]): Turns images into codes and back.
@@ -41,8 +41,8 @@ class SemiParametricMemory:
         self.budget = budget
         self.classes = list(classes)
         self.statistics_bytes = 0
-        self._table = CodeTable.of()
-        self._decoded = DecodedImages(codec)
+        self._table = CodeTable.from_codes()
+        self._cache = DecodedImageCache(codec)
         self.synapses: Synapses | None = None
 
     def __len__(self) -> int:
@@ -53,7 +53,7 @@ class SemiParametricMemory:
         """What the memory takes now."""
         return MemoryBytes(
             codes=int(self._table.sizes.sum()),
-            index=INDEX_BYTES * len(self) + file_bytes(self.classes),
+            index=INDEX_BYTES * len(self) + file_overhead(self.classes),
             codec=self.codec.num_bytes,
             statistics=self.statistics_bytes,
             masks=self._masks_bytes,
@@ -61,7 +61,7 @@ class SemiParametricMemory:
 
     @property
     def protocol(self) -> dict:
-        """What two runs must share so that one can go on with the memory of the other, JSON-able."""
+        """What two runs must share so that one can continue with the memory of the other, JSON-able."""
         codec = {"codec": self.codec.name, **self.codec.settings(), "fitted": self.codec.digest()}
         return {**codec, "budget": self.budget}
 
@@ -88,7 +88,7 @@ class SemiParametricMemory:
         self._change(classes=self.classes + list(classes), statistics_bytes=statistics_bytes)
 
     def set_budget(self, budget: int | None) -> None:
-        """Set another budget and, if it is smaller, drop what it does not hold.
+        """Set another budget, and drop codes that exceed it.
 
         Raises:
             ValueError: If it cannot hold a code of every class; nothing is changed then.
@@ -96,7 +96,7 @@ class SemiParametricMemory:
         self._change(budget=budget)
 
     def set_synapses(self, synapses: Synapses | None) -> None:
-        """Set which weights are frozen and, if that takes more bytes than before, drop codes that make room for it.
+        """Set which weights are frozen, and drop codes if the budget would be exceeded.
 
         Raises:
             ValueError: If the budget cannot hold a code of every class any more; nothing is changed then.
@@ -110,14 +110,14 @@ class SemiParametricMemory:
     def write(
         self, codes: Sequence[bytes], labels: Sequence[int], task: int, ranks: Sequence[int] | None = None
     ) -> None:
-        """Add codes of one task, then shrink all classes alike until the budget holds.
+        """Add codes of one task, and shrink all classes alike if the budget would be exceeded.
 
         Args:
             codes (`Sequence[bytes]`): What `codec.encode` returned.
             labels (`Sequence[int]`): Their classes, as positions in `classes`.
             task (`int`): Number of the task, from 0.
-            ranks (`Sequence[int]`, *optional*): How soon codes of a class are worth keeping, 0 for the first, such as
-                [`herding_ranks`] returns. By a digest of their bytes if missing.
+            ranks (`Sequence[int]`, *optional*): Order in which codes of a class are kept, 0 first, such as
+                [`herding_ranks`] returns. A digest of their bytes if missing.
 
         Raises:
             ValueError: If a label is unknown, a rank is missing, or the budget cannot hold one code of every class;
@@ -129,13 +129,13 @@ class SemiParametricMemory:
                 f"Expected one label in 0..{len(self.classes) - 1} per code, got {len(codes)} codes and labels "
                 f"{sorted(set(labels.tolist()))}. Add the classes first."
             )
-        new = CodeTable.of(codes, labels, task)
+        new = CodeTable.from_codes(codes, labels, task)
         ranks = new.digests() if ranks is None else np.asarray(ranks)
         if len(ranks) != len(codes):
             raise ValueError(f"Expected one rank per code, got {len(codes)} codes and {len(ranks)} ranks.")
         new = new.take(np.lexsort((ranks, labels)))
-        table = self._table.followed_by(new)
-        self._set(table, table.order(np.concatenate([self._table.turns(), new.turns()])))
+        table = self._table.concat(new)
+        self._set(table, table.interleave(np.concatenate([self._table.ranks_in_task(), new.ranks_in_task()])))
 
     def codes(self, indices: Sequence[int] | np.ndarray) -> list[bytes]:
         """Return the codes at some positions in 0..M-1."""
@@ -154,22 +154,22 @@ class SemiParametricMemory:
             CodecError: If a code is corrupt.
         """
         indices = np.asarray(indices, dtype=np.int64)
-        images = self._decoded.decode(self.codes(indices))
+        images = self._cache.decode(self.codes(indices))
         sizes = sorted({tuple(image.shape) for image in images})
         if len(sizes) > 1:
             raise CodecError(f"Expected codes of images of one size, got {sizes[:5]}.")
         return torch.stack(images), torch.from_numpy(self.labels[indices])  # (B, 3, H, W), (B,)
 
-    def balanced(self, among: np.ndarray | None = None) -> BalancedDraw:
-        """Return a [`BalancedDraw`] of memories as they are now.
+    def balanced_sampler(self, among: np.ndarray | None = None) -> BalancedSampler:
+        """Return a [`BalancedSampler`] of memories as they are now.
 
         Args:
             among (`numpy.ndarray`, *optional*): Sorted positions to draw from; all if missing.
         """
-        return BalancedDraw(self.labels, among)
+        return BalancedSampler(self.labels, among)
 
     def checksum(self) -> int:
-        """Return a number that differs, almost surely, if codes, labels, tasks, class names or synapses do."""
+        """Return a checksum of codes, labels, tasks, class names and synapses."""
         total = zlib.crc32("\n".join(self.classes).encode())
         for column in (self.labels, self.tasks, self._table.sizes):
             total = zlib.crc32(np.ascontiguousarray(column), total)
@@ -213,7 +213,7 @@ class SemiParametricMemory:
         return 0 if self.synapses is None else self.synapses.num_bytes
 
     def _change(self, **attributes) -> None:
-        """Set attributes and drop what the budget then does not hold; set none if it cannot hold enough."""
+        """Set attributes, and drop codes that the budget then does not hold; restore all if it is too small."""
         before = {name: vars(self)[name] for name in attributes}
         vars(self).update(attributes)
         try:
@@ -223,9 +223,11 @@ class SemiParametricMemory:
             raise
 
     def _set(self, table: CodeTable, order: np.ndarray) -> None:
-        """Drop what the budget does not hold of a table in some order, and make the rest the content of the memory."""
+        """Take the rows of a table in some order as the content of the memory, as far as the budget allows."""
         if self.budget is not None:
-            kept = self.codec.num_bytes + self.statistics_bytes + self._masks_bytes
-            room = self.budget - file_bytes(self.classes) - kept
-            order = order[fitting(table.labels[order], table.sizes[order] + INDEX_BYTES, room, self.budget)]
+            fixed = file_overhead(self.classes) + self.codec.num_bytes + self.statistics_bytes + self._masks_bytes
+            free_bytes = self.budget - fixed
+            order = order[
+                fit_to_budget(table.labels[order], table.sizes[order] + INDEX_BYTES, free_bytes, self.budget)
+            ]
         self._table = table.take(order)

@@ -1,4 +1,4 @@
-"""Synapses: which entries of a network's parameters are frozen for good, at one bit an entry."""
+"""Synapses: a mask of the entries of a network's parameters that are frozen for good, one bit per entry."""
 
 import re
 import zlib
@@ -13,7 +13,7 @@ SYNAPSES_NAME = "synapses.safetensors"
 
 
 class Synapses:
-    """Which entries of a network's parameters are frozen; an entry that is stays so.
+    """Which entries of a network's parameters are frozen; a frozen entry is never released.
 
     Args:
         bits (`dict[str, torch.Tensor]`): By the name of a parameter one bit per entry, row by row, eight to a byte
@@ -24,8 +24,8 @@ class Synapses:
         self.bits = bits
 
     @classmethod
-    def free(cls, entries: dict[str, int]) -> "Synapses":
-        """Return synapses none of which is frozen, for parameters with so many entries."""
+    def unfrozen(cls, entries: dict[str, int]) -> "Synapses":
+        """Return a mask without frozen entries, for parameters with so many entries."""
         return cls({name: torch.zeros(-(-count // 8), dtype=torch.uint8) for name, count in entries.items()})
 
     @property
@@ -34,7 +34,7 @@ class Synapses:
         return len(save(self.bits))
 
     def checksum(self, total: int = 0) -> int:
-        """Return a number that differs, almost surely, if what is frozen does."""
+        """Return a checksum of what is frozen."""
         for name, bits in sorted(self.bits.items()):
             total = zlib.crc32(bits.numpy(), zlib.crc32(name.encode(), total))
         return total
@@ -61,11 +61,11 @@ class Synapses:
             masks[name] = torch.from_numpy(bits).bool().view(parameter.shape).to(parameter.device)
         return masks
 
-    def shares(self, model: torch.nn.Module) -> tuple[float, dict[str, float]]:
-        """Return which share of all entries is frozen, and which of those of each part of the network."""
-        frozen, total = {}, count_parts(model)
+    def frozen_shares(self, model: torch.nn.Module) -> tuple[float, dict[str, float]]:
+        """Return the share of all entries that is frozen, and that of each part of the network."""
+        frozen, total = {}, count_entries_by_part(model)
         for name in count_entries(model):
-            part = part_of(name)
+            part = network_part(name)
             frozen[part] = frozen.get(part, 0) + int(np.unpackbits(self.bits[name].numpy()).sum())
         return sum(frozen.values()) / sum(total.values()), {part: frozen[part] / total[part] for part in total}
 
@@ -164,28 +164,28 @@ def count_entries(model: torch.nn.Module, num_new: int = 0) -> dict[str, int]:
     return entries
 
 
-def count_parts(model: torch.nn.Module) -> dict[str, int]:
+def count_entries_by_part(model: torch.nn.Module) -> dict[str, int]:
     """Return the number of entries of each part of a network, by the name of the part."""
     total = {}
     for name, count in count_entries(model).items():
-        total[part_of(name)] = total.get(part_of(name), 0) + count
+        total[network_part(name)] = total.get(network_part(name), 0) + count
     return total
 
 
-def make_room(synapses: Synapses | None, entries: dict[str, int], fraction: float) -> Synapses | None:
-    """Return synapses for parameters with so many entries: grown ones, or new ones if some are to be frozen.
+def grow_synapses(synapses: Synapses | None, entries: dict[str, int], fraction: float) -> Synapses | None:
+    """Return the mask for a network that has grown; a new mask, or `None`, if there was none.
 
     Args:
-        synapses ([`Synapses`], *optional*): Those before the network grew.
+        synapses ([`Synapses`], *optional*): The mask before the network grew.
         entries (`dict[str, int]`): What `count_entries` returned.
-        fraction (`float`): `freeze_fraction`.
+        fraction (`float`): `freeze_fraction`; without one no new mask is made.
     """
     if synapses is not None:
         return synapses.grow(entries)
-    return Synapses.free(entries) if fraction else None
+    return Synapses.unfrozen(entries) if fraction else None
 
 
-def part_of(name: str) -> str:
+def network_part(name: str) -> str:
     """Return the part of a network that a parameter belongs to: a block, another part of the backbone, or the head."""
     block = re.match(r"backbone\.(?:.*?\.\d+(?=\.)|[^.]*)", name)
     return block[0] if block else name.split(".", maxsplit=1)[0]

@@ -1,4 +1,4 @@
-"""History: what was measured after every task, and the numbers that follow from it."""
+"""History: everything measured after every task, saved as `history.json`, with its metrics and a text table."""
 
 import json
 import math
@@ -10,115 +10,15 @@ from huggingface_hub import snapshot_download
 from ..model.digests_wakesleep import DIGESTS_NAME, HISTORY_FILES, check_digests
 from ..storage.atomic import read_json, write_whole
 from . import metrics
-from .confusion import is_confusion
+from .metrics import is_confusion_counts
+from .task_record import TaskRecord, is_share, nan_to_none, none_to_nan
 
 HISTORY_NAME = "history.json"
-COUNTS = ("num_train_images", "num_eval_images", "num_codes", "wake_steps", "wake_images", "sleep_images")
-MEMORY_PARTS = ("codes", "index", "codec", "statistics", "masks")
-
-
-@dataclass
-class TaskRecord:
-    """What is known of one task once its stage stands.
-
-    Args:
-        name (`str`): Name of the task.
-        classes (`list[str]`): Its classes.
-        new_classes (`list[str]`): Those that it brought.
-        num_train_images (`int`): Training images.
-        num_eval_images (`int`): Evaluation images.
-        accuracy (`list[float]`): Row of the accuracy matrix: accuracy on every task so far, NaN where unknown.
-        lda_accuracy (`list[float]`): The same of LDA alone, once the task was in memory and before any training
-            on it; empty if not measured.
-        before_accuracy (`float`): a[i-1][i] of forward transfer, NaN if not measured.
-        untrained_accuracy (`float`): b[i] of forward transfer, NaN if not measured.
-        memory_bytes (`dict[str, int]`): Bytes of each of `MEMORY_PARTS`, and their `total`.
-        num_codes (`int`): Codes in memory.
-        lda_weight (`float`): Weight of LDA in predictions.
-        wake_steps (`int`): Optimizer steps awake.
-        wake_seconds (`float`): Seconds awake, those before a stop included.
-        wake_images (`int`): Training images seen awake, repetitions included.
-        sleep_seconds (`float`): Seconds asleep, in the same way.
-        sleep_images (`int`): Memories seen asleep, repetitions included.
-        sleep (`dict`): The report of the sleep; empty without one.
-        fingerprint (`dict`): What identifies the task, see [`Task.fingerprint`].
-        evaluated_images (`list[int]`): Number of images behind each entry of `accuracy`, 0 where unknown; empty if it
-            is that of `num_eval_images` of each task.
-        num_unevaluated (`int`): Classes so far of which no evaluation image was at hand; -1 if they are those of the
-            tasks whose accuracy is unknown.
-    """
-
-    name: str
-    classes: list[str]
-    new_classes: list[str]
-    num_train_images: int
-    num_eval_images: int
-    accuracy: list[float] = field(default_factory=list)
-    lda_accuracy: list[float] = field(default_factory=list)
-    before_accuracy: float = math.nan
-    untrained_accuracy: float = math.nan
-    memory_bytes: dict[str, int] = field(default_factory=dict)
-    num_codes: int = 0
-    lda_weight: float = 0.0
-    wake_steps: int = 0
-    wake_seconds: float = 0.0
-    wake_images: int = 0
-    sleep_seconds: float = 0.0
-    sleep_images: int = 0
-    sleep: dict = field(default_factory=dict)
-    fingerprint: dict = field(default_factory=dict)
-    evaluated_images: list[int] = field(default_factory=list)
-    num_unevaluated: int = -1
-
-    def scores(self) -> dict:
-        """Return what was measured before any training on the task, as JSON-able values."""
-        return _nan_to_none({"before": self.before_accuracy, "lda": self.lda_accuracy})
-
-    def set_scores(self, scores: dict) -> None:
-        """Take what `scores` returned."""
-        self.before_accuracy, self.lda_accuracy = _none_to_nan([scores["before"], scores["lda"]])
-
-    def check(self, position: int) -> None:
-        """Refuse values that no run writes.
-
-        Args:
-            position (`int`): Which task it is, from 1.
-
-        Raises:
-            ValueError: If a value is of another type or out of its range.
-        """
-        counts = {name: getattr(self, name) for name in COUNTS} | dict(self.memory_bytes)
-        checks = {
-            "name": isinstance(self.name, str),
-            "classes": _are_names(self.classes) and _are_names(self.new_classes),
-            "new_classes": set(self.new_classes) <= set(self.classes),
-            "accuracy": isinstance(self.accuracy, list)
-            and len(self.accuracy) == position
-            and all(map(_is_share, self.accuracy)),
-            "lda_accuracy": isinstance(self.lda_accuracy, list)
-            and len(self.lda_accuracy) in (0, position)
-            and all(map(_is_share, self.lda_accuracy)),
-            "evaluated_images": isinstance(self.evaluated_images, list)
-            and len(self.evaluated_images) in (0, position)
-            and all(map(_is_count, self.evaluated_images)),
-            "num_unevaluated": type(self.num_unevaluated) is int and self.num_unevaluated >= -1,
-            "before_accuracy": _is_share(self.before_accuracy),
-            "untrained_accuracy": _is_share(self.untrained_accuracy),
-            "lda_weight": _is_share(self.lda_weight),
-            "memory_bytes": set(self.memory_bytes) == {*MEMORY_PARTS, "total"},
-            **{name: _is_count(value) for name, value in counts.items()},
-            **{name: _is_seconds(getattr(self, name)) for name in ("wake_seconds", "sleep_seconds")},
-            "fingerprint": isinstance(self.fingerprint, dict),
-            "sleep": isinstance(self.sleep, dict) and _are_shares(self.sleep.get("frozen", {})),
-        }
-        wrong = [name for name, holds in checks.items() if not holds]
-        if wrong:
-            raise ValueError(f"values that a run writes expected in task {position}, got others in {wrong}")
 
 
 @dataclass
 class History:
-    """Records of all tasks so far, and how the run was made.
+    """Records of all tasks so far, and the protocol and settings of the run.
 
     Args:
         protocol (`dict`): Seed, stream, backbone, codec, ...: what must not change within a run. JSON-able.
@@ -126,7 +26,7 @@ class History:
         records (`list[TaskRecord]`): One per finished task.
         settings (`dict`): Hyper-parameters that differ from the defaults, as of the last task.
         confusion (`list[list[int]]`): Answers to the evaluation images after the last task: rows of true class,
-            answered class (as places in `classes`) and number of images where that is not 0; empty if unknown.
+            answered class (as positions in `classes`) and number of images where that is not 0; empty if unknown.
     """
 
     protocol: dict = field(default_factory=dict)
@@ -169,13 +69,13 @@ class History:
             [record.before_accuracy for record in records],
             [record.untrained_accuracy for record in records],
         )
-        alike = [  # accuracies on other images than those of the last row tell nothing of what was forgotten
+        comparable = [  # forgetting compares accuracies on the same images only
             [value if numbers[i] == counts[-1][i] else math.nan for i, value in enumerate(row)]
             for row, numbers in zip(matrix, counts, strict=True)
         ]
         return summary | {
-            "forgetting": metrics.forgetting(alike),
-            "backward_transfer": metrics.backward_transfer(alike),
+            "forgetting": metrics.forgetting(comparable),
+            "backward_transfer": metrics.backward_transfer(comparable),
         }
 
     def num_unknown_classes(self) -> int:
@@ -207,7 +107,7 @@ class History:
             "confusion": self.confusion,
             "records": [asdict(record) for record in self.records],
         }
-        return _nan_to_none(content)
+        return nan_to_none(content)
 
     def save(self, folder: str | Path) -> None:
         """Write `history.json`, whole or not at all."""
@@ -246,9 +146,9 @@ class History:
                 raise TypeError("a list expected as 'records'")
             if any("recall_accuracy" in record for record in content["records"]):
                 raise ValueError("a history of hf_wakesleep 0.1, which can be read with that version only")
-            records = [TaskRecord(**_none_to_nan(record)) for record in content["records"]]
+            records = [TaskRecord(**none_to_nan(record)) for record in content["records"]]
             confusion = content.get("confusion", [])  # not in what earlier versions wrote
-            untrained = _none_to_nan(content["untrained"])
+            untrained = none_to_nan(content["untrained"])
             history = cls(content["protocol"], untrained, records, content["settings"], confusion)
             history._check()
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -260,55 +160,69 @@ class History:
         for name, value in (("protocol", self.protocol), ("settings", self.settings), ("untrained", self.untrained)):
             if not isinstance(value, dict):
                 raise ValueError(f"an object expected as {name!r}, got {value!r}")
-        if not all(map(_is_share, self.untrained.values())):
+        if not all(map(is_share, self.untrained.values())):
             raise ValueError("accuracies expected as 'untrained', got others")
         for position, record in enumerate(self.records, start=1):
             record.check(position)
         for what, names in (("task", [record.name for record in self.records]), ("class", self.classes)):
             if len(set(names)) < len(names):
                 raise ValueError(f"every {what} once expected, but one comes twice")
-        if not is_confusion(self.confusion, len(self.classes)):
+        if not is_confusion_counts(self.confusion, len(self.classes)):
             raise ValueError("rows of two classes and a number of images expected as 'confusion', got others")
 
     def table(self) -> str:
         """Return the accuracy matrix and all metrics as plain text."""
-        names = [record.name for record in self.records]
-        width = max([len(name) for name in names] + [7]) + 1
+        lines = self._accuracy_lines()
+        if any(record.lda_accuracy for record in self.records):
+            lines += self._lda_lines()
+        return "\n".join([*lines, "", *self._metric_lines(), *self._cost_lines()])
+
+    @property
+    def _column_width(self) -> int:
+        return max([len(record.name) for record in self.records] + [7]) + 1
+
+    def _accuracy_lines(self) -> list[str]:
+        width = self._column_width
         unknown = "; – is unknown, for want of evaluation images, and left out of means"
         has_unknown = any(math.isnan(value) for record in self.records for value in record.accuracy)
+        columns = "".join(f"{name:>{width}}" for name in [*(record.name for record in self.records), "mean", "pooled"])
         lines = [f"accuracy (%) on each task (column) after each task (row){unknown if has_unknown else ''}"]
-        lines.append(
-            " " * width + "".join(f"{name:>{width}}" for name in names) + f"{'mean':>{width}}{'pooled':>{width}}"
-        )
+        lines.append(" " * width + columns)
         for count, record in enumerate(self.records, start=1):
             summary = self.summary(count)
             cells = "".join(f"{_percent(value):>{width}}" for value in record.accuracy)
-            cells += " " * width * (len(names) - count)
+            cells += " " * width * (len(self) - count)
             means = "".join(f"{_percent(summary[name]):>{width}}" for name in ("average_accuracy", "pooled_accuracy"))
             lines.append(f"{record.name:<{width}}" + cells + means)
-        if any(record.lda_accuracy for record in self.records):
-            lines += ["", "accuracy (%) of LDA alone, with each task in memory and before any training on it"]
-            for record in self.records:
-                lines.append(
-                    f"{record.name:<{width}}" + "".join(f"{_percent(v):>{width}}" for v in record.lda_accuracy)
-                )
-        lines.append("")
-        summary = self.summary()
+        return lines
+
+    def _lda_lines(self) -> list[str]:
+        width = self._column_width
+        lines = ["", "accuracy (%) of LDA alone, with each task in memory and before any training on it"]
+        for record in self.records:
+            cells = "".join(f"{_percent(value):>{width}}" for value in record.lda_accuracy)
+            lines.append(f"{record.name:<{width}}" + cells)
+        return lines
+
+    def _metric_lines(self) -> list[str]:
+        lines, summary = [], self.summary()
         unknown_tasks, unknown_classes = len(self) - summary.pop("known_tasks", len(self)), self.num_unknown_classes()
         if unknown_tasks or unknown_classes:
             lines.append(
                 f"Accuracy is unknown for {unknown_classes} of {len(self.classes)} classes and {unknown_tasks} of "
                 f"{len(self)} tasks; these numbers are of the others:"
             )
-        lines += [f"{name.replace('_', ' '):<30}{_number(value):>10}" for name, value in summary.items()]
+        return lines + [f"{name.replace('_', ' '):<30}{_number(value):>10}" for name, value in summary.items()]
+
+    def _cost_lines(self) -> list[str]:
         last = self.records[-1]
-        lines += [f"{'memory ' + part + ' (bytes)':<30}{size:>10,}" for part, size in last.memory_bytes.items()]
+        lines = [f"{'memory ' + part + ' (bytes)':<30}{size:>10,}" for part, size in last.memory_bytes.items()]
         lines.append(f"{'codes in memory':<30}{last.num_codes:>10,}")
         for phase in ("wake", "sleep"):
             seconds = sum(getattr(record, f"{phase}_seconds") for record in self.records)
             images = sum(getattr(record, f"{phase}_images") for record in self.records)
             lines.append(f"{phase + ' seconds':<30}{seconds:>10.1f}   ({images:,} images)")
-        return "\n".join(lines)
+        return lines
 
 
 def _percent(value: float) -> str:
@@ -317,40 +231,3 @@ def _percent(value: float) -> str:
 
 def _number(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.4f}"
-
-
-def _nan_to_none(value):
-    if isinstance(value, dict):
-        return {key: _nan_to_none(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_nan_to_none(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _none_to_nan(value):
-    if isinstance(value, dict):
-        return {key: _none_to_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_none_to_nan(item) for item in value]
-    return math.nan if value is None else value
-
-
-def _is_share(value) -> bool:
-    """Whether a value is a number in [0, 1], or NaN for one that is not known."""
-    return isinstance(value, float | int) and not isinstance(value, bool) and (math.isnan(value) or 0 <= value <= 1)
-
-
-def _are_shares(values) -> bool:
-    return isinstance(values, dict) and all(map(_is_share, values.values()))
-
-
-def _is_count(value) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _is_seconds(value) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool) and 0 <= value < math.inf
-
-
-def _are_names(values) -> bool:
-    return isinstance(values, list) and all(isinstance(value, str) for value in values)

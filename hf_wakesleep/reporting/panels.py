@@ -1,14 +1,17 @@
-"""Panels of `history.png`: each draws one thing that a history says on the axes that it is given."""
+"""Panels of `history.png`: curves, accuracy per task, memory and confusion matrix, each drawn on given axes."""
 
+import math
 from collections.abc import Sequence
+from functools import cache
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
+from matplotlib.font_manager import FontProperties, findfont, get_font
 
-from .history import MEMORY_PARTS, History
-from .labels import class_label, percent, size_label, task_label
+from .history import History
+from .task_record import MEMORY_PARTS
 
 # Colours that the colour-blind tell apart (Okabe & Ito 2008). A wide pale line under a thin dark one under a dashed
 # one: where curves coincide all are seen.
@@ -32,6 +35,7 @@ RIGHT_OR_WRONG = ListedColormap(
 MOST_CELLS, MOST_NAMES, MOST_NUMBERS = 200, 100, 20  # of a confusion matrix: a side of cells, with names, with numbers
 MOST_TASKS, MOST_TASK_NUMBERS = 25, 12  # of tasks: labelled, with numbers in cells
 TEXT, SMALL = 9, 7.5  # sizes of fonts, in points
+BYTE_UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 WIDEST = 98  # characters of a small line above a confusion matrix
 
 
@@ -50,7 +54,7 @@ def draw_curves(axes: Axes, history: History) -> None:
     for value in (0, 25, 50, 75, 100):
         _beside(axes, value, str(value))
     _title(axes, "Accuracy on all tasks so far, and forgetting (%)", rows=1)
-    labels = [f"{name.split('_')[0]} {percent(summaries[-1][name])}" for name in CURVES]
+    labels = [f"{name.split('_')[0]} {percent_label(summaries[-1][name])}" for name in CURVES]
     _legend(axes, labels, [style["color"] for style in CURVES.values()])
     _number_tasks(axes, len(history))
 
@@ -220,3 +224,67 @@ def _number_tasks(axes: Axes, size: int) -> None:
     for number in range(size, 0, -max(1, -(-size // 10))):
         _below(axes, number, str(number))
     _below(axes, (size + 1) / 2, "after task", 16)
+
+
+def class_label(name: str, number: int, length: int = 14) -> str:
+    """Return the name of a class, shortened to some characters; `#3` for a name that the font cannot write.
+
+    Args:
+        name (`str`): The name.
+        number (`int`): Which class it is, from 0; shown from 1.
+        length (`int`, defaults to 14): Most characters; wide ones, such as capitals, count one and a half.
+    """
+    text = " ".join(name.split())
+    if not text or not all(ord(character) in _font_characters() for character in text):
+        return f"#{number + 1}"
+    text = text if _label_width(text) <= length else _shorten_to(text, length - 1).rstrip() + "…"
+    return text.replace("$", r"\$")  # else two of them enclose a formula
+
+
+def task_label(number: int, name: str, new_classes: list[str], first: int, length: int = 24) -> str:
+    """Return the number of a task with its name or, if the name is only a number, as many of its classes as fit.
+
+    Args:
+        number (`int`): Which task it is, from 0; shown from 1.
+        name (`str`): Its name.
+        new_classes (`list[str]`): The classes that it brought.
+        first (`int`): Number of its first class.
+        length (`int`, defaults to 24): About how many characters.
+    """
+    if name != f"task-{number + 1:02d}":
+        return f"{number + 1}: {class_label(name, number, length)}"
+    text = str(number + 1)
+    for position, label in enumerate(new_classes):
+        part = (", " if position else ": ") + class_label(label, first + position)
+        rest = len(new_classes) - position - 1
+        if position and len(text) + len(part) + (5 if rest else 0) > length:
+            return f"{text}, +{rest + 1}"
+        text += part
+    return text
+
+
+def percent_label(share: float) -> str:
+    """Return a share as percent with one decimal, `unknown` if it is NaN."""
+    return "unknown" if math.isnan(share) else f"{100 * share:.1f} %"
+
+
+def size_label(num_bytes: int) -> str:
+    """Return a number of bytes in the largest unit of which it has one, with 3 digits."""
+    for unit, name in BYTE_UNITS:
+        if num_bytes >= 0.9995 * unit:  # rounded, it is one
+            return f"{num_bytes / unit:#.3g}".rstrip(".") + f" {name}"
+    return f"{num_bytes} B"
+
+
+def _label_width(text: str) -> float:
+    return sum(1.5 if character.isupper() or character in "mw@%" else 1 for character in text)
+
+
+def _shorten_to(text: str, length: int) -> str:
+    return next(text[:stop] for stop in range(len(text), -1, -1) if _label_width(text[:stop]) <= length)
+
+
+@cache
+def _font_characters() -> frozenset[int]:
+    """Return the characters that the font in use can draw."""
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())

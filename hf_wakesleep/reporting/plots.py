@@ -1,4 +1,4 @@
-"""Plots: what `history.json` says of accuracy, answers and memory, and of how much of the network is frozen."""
+"""Plots: `history.png` with accuracy, confusion matrix and memory, and `synapses.png` with the frozen weights."""
 
 import io
 from pathlib import Path
@@ -11,13 +11,12 @@ from PIL import Image
 
 from ..storage.atomic import write_whole
 from .history import History
-from .labels import percent, size_label
-from .panels import TEXT, draw_confusion, draw_curves, draw_memory, draw_tasks
+from .panels import TEXT, draw_confusion, draw_curves, draw_memory, draw_tasks, percent_label, size_label
 
 HISTORY_PLOT_NAME, SYNAPSES_PLOT_NAME = "history.png", "synapses.png"
 
-# Sizes of the picture and places of the panels (left, bottom, width, height), in inches: no layout engine, which would
-# draw everything twice.
+# Sizes of the picture and boxes of the panels (left, bottom, width, height), in inches: a layout engine would draw
+# everything twice.
 PANELS = (draw_curves, draw_tasks, draw_memory, draw_confusion)
 WITHOUT_CONFUSION = (
     (14.0, 3.9),
@@ -38,9 +37,9 @@ MANY_CLASSES = (
 
 def plot_history(history: History) -> Figure:
     """Return a figure with curves over tasks, accuracy by task, memory, and the confusion matrix if it is known."""
-    (width, height), places = _layout(history)
+    (width, height), boxes = _layout(history)
     figure = Figure(figsize=(width, height), dpi=100)
-    for draw, (left, bottom, across, up) in zip(PANELS, places, strict=False):
+    for draw, (left, bottom, across, up) in zip(PANELS, boxes, strict=False):
         axes = figure.add_axes((left / width, bottom / height, across / width, up / height))
         axes.set_axis_off()
         draw(axes, history)
@@ -113,8 +112,8 @@ def _headline(history: History) -> str:
     tasks, classes = len(history), len(history.classes)
     parts = [
         f"{tasks} task{'s' if tasks > 1 else ''}, {classes:,} class{'es' if classes > 1 else ''}",
-        f"accuracy {percent(summary['pooled_accuracy'])}",
-        f"forgetting {percent(summary['forgetting'])}",
+        f"accuracy {percent_label(summary['pooled_accuracy'])}",
+        f"forgetting {percent_label(summary['forgetting'])}",
         f"memory {size_label(last.memory_bytes['total'])} with {last.num_codes:,} codes",
     ]
     return "   ·   ".join(parts)

@@ -6,7 +6,7 @@ import numpy as np
 from datasets import Dataset
 
 from ..data.columns import label_array, labelled_images
-from ..data.splits import check_splits, class_lists, find_columns, present_classes, shorten
+from ..data.splits import check_splits, class_names_by_column, find_columns, present_classes, shorten
 from ..data.streams import Task
 from ..reporting.history import History
 
@@ -39,7 +39,7 @@ def eval_sets_of(
     if not len(images):
         raise ValueError("Expected images of known classes as `eval_dataset`, but it is empty. Leave it out.")
     columns = find_columns(images, image_column, label_column)
-    labelled = labelled_images(images, columns, class_lists([images], columns))
+    labelled = labelled_images(images, columns, class_names_by_column([images], columns))
     unknown = sorted(set(present_classes(labelled)) - set(history.classes))
     if unknown:
         raise ValueError(

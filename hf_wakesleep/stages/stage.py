@@ -8,7 +8,7 @@ from huggingface_hub import snapshot_download
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..memory.memory import SemiParametricMemory
-from ..memory.synapses import count_parts
+from ..memory.synapses import count_entries_by_part
 from ..model.digests_wakesleep import DIGESTS_NAME, check_digests, write_digests
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from ..reporting.card import collect_facts, render_model_card
@@ -62,7 +62,7 @@ class Stage:
         self.processor.save_pretrained(temporary)
         self.history.save(temporary)
         save_history_plot(self.history, temporary)
-        save_synapses_plot(self.history, temporary, count_parts(self.model))
+        save_synapses_plot(self.history, temporary, count_entries_by_part(self.model))
         facts = collect_facts(self.model, self.history, self.memory, repo_id=self.repo_id)
         (temporary / CARD_NAME).write_text(render_model_card(facts), encoding="utf-8")
         if self.memory is not None:

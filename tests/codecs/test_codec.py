@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hf_wakesleep import Codec, CodecError, RawCodec, WebPCodec
-from hf_wakesleep.codecs.base import sealed, unsealed
+from hf_wakesleep.codecs.base import add_checksum, strip_checksum
 from hf_wakesleep.codecs.registry import CODECS, make_codec
 
 
@@ -63,7 +63,7 @@ def test_a_codec_takes_lists_and_batches_and_gives_the_same_for_any_batch_size(n
 @given(code=st.binary(max_size=64), seals=st.booleans())
 def test_bytes_that_are_no_code_are_one_kind_of_error(name, code, seals):
     if seals and code[:1] not in (b"\x01", b"\x03"):  # which may be a raw code
-        code = sealed(code)
+        code = add_checksum(code)
     with pytest.raises(CodecError, match="Expected"):
         make_codec(name).decode([code])
 
@@ -86,10 +86,10 @@ def test_2000_damaged_codes_are_one_kind_of_error(name):
 @pytest.mark.parametrize("name", ["raw", "webp"])
 def test_2000_damaged_contents_under_a_right_check_are_an_image_or_one_kind_of_error(name):
     codec, generator = make_codec(name), np.random.default_rng(0)
-    contents = [unsealed(code) for code in codec.encode(smooth_images())]
+    contents = [strip_checksum(code) for code in codec.encode(smooth_images())]
     for number in range(2000):
         try:
-            (image,) = codec.decode([sealed(damaged(contents[number % 3], generator))])
+            (image,) = codec.decode([add_checksum(damaged(contents[number % 3], generator))])
         except CodecError:
             continue
         assert image.dtype == torch.uint8
@@ -113,18 +113,18 @@ def test_a_truncated_code_is_refused(name):
 
 def test_a_code_of_a_huge_image_is_refused_before_it_is_decoded():
     with pytest.raises(CodecError, match="4096"):
-        RawCodec().decode([sealed(RawCodec._header.pack(3, 60000, 60000))])
+        RawCodec().decode([add_checksum(RawCodec._header.pack(3, 60000, 60000))])
     buffer = io.BytesIO()
     Image.new("RGB", (5000, 1)).save(buffer, "WEBP")
     with pytest.raises(CodecError, match="4096"):
-        WebPCodec().decode([sealed(buffer.getvalue())])
+        WebPCodec().decode([add_checksum(buffer.getvalue())])
 
 
 def test_another_image_format_is_no_webp_code():
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
     with pytest.raises(CodecError, match="WebP"):
-        WebPCodec().decode([sealed(buffer.getvalue())])
+        WebPCodec().decode([add_checksum(buffer.getvalue())])
 
 
 def test_settings_build_the_same_codec_again():

@@ -11,8 +11,8 @@ from hf_wakesleep.data.columns import (
     label_array,
     labelled_images,
     refuse_transform,
-    stratified_split,
 )
+from hf_wakesleep.data.splits import stratified_split
 
 
 def dataset_with(labels, feature) -> Dataset:

@@ -7,7 +7,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset, V
 from torch.utils.data import ConcatDataset, Subset
 
 from hf_wakesleep import ClassIncrementalStream
-from hf_wakesleep.data.evaluation import EvalSets, LabelReader, as_images
+from hf_wakesleep.data.evaluation import EvalSets, LabelReader, as_image_dataset
 
 NAMES = ["0", "1", "2", "3"]
 
@@ -211,7 +211,7 @@ def test_predictions_are_scores_of_all_classes(whole, digits):
     output = whole.predict(digits["test"])
     assert output.predictions.shape == (160, 4)
     assert output.metrics["test_accuracy"] == (output.predictions.argmax(axis=1) == output.label_ids).mean()
-    images = as_images(digits["test"], whole.model.config.label2id)
+    images = as_image_dataset(digits["test"], whole.model.config.label2id)
     batch = whole.reader([images[row] for row in range(20)])
     with torch.no_grad():
         logits = whole.model.eval()(batch["pixel_values"]).logits

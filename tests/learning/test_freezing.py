@@ -12,7 +12,7 @@ def test_importance_is_the_mean_squared_gradient_of_the_log_likelihood(asleep, m
     args = make_args(importance_images=7, per_device_eval_batch_size=3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     found = importance(model, memory, reader, args.sleep_config(2))
-    positions = memory.balanced().positions(7, (args.seed, 2))
+    positions = memory.balanced_sampler().draw(7, (args.seed, 2))
     model.eval()
     expected = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
     for position in positions:

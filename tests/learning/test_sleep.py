@@ -75,7 +75,7 @@ def test_held_out_memories_are_never_replayed(asleep, make_args, monkeypatch, sh
 
     monkeypatch.setattr(sleep, "update_lda", lambda *args, **kwargs: 0.5)
     monkeypatch.setattr(sleep, "held_out_accuracy", lambda *args: 0.5)
-    args = make_args(sleep_steps=40, sleep_batch_size=64, held_out_share=share, lda_weight=0.5)
+    args = make_args(sleep_steps=40, sleep_batch_size=64, held_out_share=share, lda_weight=0.5, lda_update="recompute")
     consolidate(model, memory, args.sleep_config(), reader=reader)
     assert len(seen) > 0.7 * (1 - share) * len(memory)
     assert len(memory) - len(seen) >= round(share * len(memory)) - len(memory.classes)

@@ -11,7 +11,7 @@ from conftest import equal_states
 from hf_wakesleep import ClassIncrementalStream, RawCodec, SemiParametricMemory
 from hf_wakesleep.data.images import ImageReader, TaskImages, make_image_processor
 from hf_wakesleep.learning.wake import WakePass
-from hf_wakesleep.memory.herding import herding_ranks
+from hf_wakesleep.memory.sampling import herding_ranks
 from hf_wakesleep.model.head_wakesleep import LinearDiscriminant
 
 

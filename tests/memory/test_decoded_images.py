@@ -1,11 +1,11 @@
-"""DecodedImages: nothing but time depends on what it holds."""
+"""DecodedImageCache: nothing but time depends on what it holds."""
 
 import pytest
 import torch
 
 from hf_wakesleep import RawCodec, WebPCodec
 from hf_wakesleep.codecs.base import CodecError
-from hf_wakesleep.memory.cache import DecodedImages
+from hf_wakesleep.memory.cache import DecodedImageCache
 
 
 class CountingCodec(RawCodec):
@@ -26,7 +26,7 @@ def images():
 def test_same_images_as_the_codec_in_any_order_and_with_repetitions(images):
     codec = WebPCodec(50)
     codes = codec.encode(images)
-    decoded = DecodedImages(codec, most_bytes=3 * images[0].nbytes)
+    decoded = DecodedImageCache(codec, max_bytes=3 * images[0].nbytes)
     for rows in ([0, 1, 2], [5, 1, 1, 0], [0, 1, 2, 3, 4, 5], [3], []):
         wanted = [codes[row] for row in rows]
         assert all(torch.equal(*pair) for pair in zip(decoded.decode(wanted), codec.decode(wanted), strict=True))
@@ -35,7 +35,7 @@ def test_same_images_as_the_codec_in_any_order_and_with_repetitions(images):
 def test_what_is_held_is_not_decoded_again_and_what_was_not_read_for_longest_goes_first(images):
     codec = CountingCodec()
     codes = codec.encode(images)
-    decoded = DecodedImages(codec, most_bytes=2 * images[0].nbytes)
+    decoded = DecodedImageCache(codec, max_bytes=2 * images[0].nbytes)
     decoded.decode([codes[0], codes[1], codes[0]])
     assert codec.count == 2
     decoded.decode([codes[0], codes[2]])  # drops 1
@@ -49,7 +49,7 @@ def test_what_is_held_is_not_decoded_again_and_what_was_not_read_for_longest_goe
 def test_a_corrupt_code_fails_every_time_and_spoils_nothing(images):
     codec = WebPCodec(50)
     codes = codec.encode(images)
-    decoded = DecodedImages(codec)
+    decoded = DecodedImageCache(codec)
     for _ in range(2):
         with pytest.raises(CodecError):
             decoded.decode([codes[0], codes[1][:-3]])

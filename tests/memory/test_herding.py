@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_wakesleep.memory.herding import herding_ranks
+from hf_wakesleep.memory.sampling import herding_ranks
 
 
 def slow_order(features):

@@ -201,22 +201,22 @@ def test_read_gives_the_images_and_labels_that_were_written():
 
 def test_draws_take_turns_over_classes_and_give_all_memories_before_one_comes_again():
     memory = filled(per_class=(1, 10, 100))
-    drawn = memory.balanced().positions(330, (7, 0))
+    drawn = memory.balanced_sampler().draw(330, (7, 0))
     assert all(set(memory.labels[turn]) == {0, 1, 2} for turn in drawn.reshape(-1, 3))
     for label, count in enumerate((1, 10, 100)):
         of_class = drawn[memory.labels[drawn] == label]
         passes = of_class[: len(of_class) // count * count].reshape(-1, count)
         assert all(set(one) == set(np.flatnonzero(memory.labels == label)) for one in passes)
     assert len({tuple(turn) for turn in memory.labels[drawn].reshape(-1, 3)}) == 6
-    assert not np.array_equal(drawn, memory.balanced().positions(330, (7, 1)))
+    assert not np.array_equal(drawn, memory.balanced_sampler().draw(330, (7, 1)))
 
 
 def test_draws_can_be_gone_on_with_anywhere():
     memory = filled(per_class=(1, 10, 100))
-    whole = memory.balanced().positions(330, (7,))
-    assert np.array_equal(whole[123:200], memory.balanced().positions(77, (7,), start=123))
-    one = memory.balanced(np.flatnonzero(memory.labels == 1))
-    assert set(memory.labels[one.positions(50, (7,))]) == {1}
+    whole = memory.balanced_sampler().draw(330, (7,))
+    assert np.array_equal(whole[123:200], memory.balanced_sampler().draw(77, (7,), start=123))
+    one = memory.balanced_sampler(np.flatnonzero(memory.labels == 1))
+    assert set(memory.labels[one.draw(50, (7,))]) == {1}
 
 
 @pytest.mark.parametrize("codec", [RawCodec(), WebPCodec(quality=30)])

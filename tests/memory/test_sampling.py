@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_wakesleep.memory.sampling import held_out_mask, measured_mask, spread
+from hf_wakesleep.memory.sampling import held_out_mask, stratified_mask, subsample
 
 
 def mask_of(labels, share=0.1, tasks=None):
@@ -15,8 +15,8 @@ def mask_of(labels, share=0.1, tasks=None):
 @pytest.mark.parametrize("per_class", [1, 2, 5, 10, 30])
 def test_a_tenth_of_all_memories_is_held_out(num_classes, per_class):
     labels = np.repeat(np.arange(num_classes), per_class)
-    assert measured_mask(labels, np.zeros_like(labels), 0.1).sum() == pytest.approx(0.1 * len(labels), abs=2)
-    assert measured_mask(labels, np.zeros_like(labels), 0.1).any()
+    assert stratified_mask(labels, np.zeros_like(labels), 0.1).sum() == pytest.approx(0.1 * len(labels), abs=2)
+    assert stratified_mask(labels, np.zeros_like(labels), 0.1).any()
 
 
 def test_a_tenth_is_held_out_of_classes_of_very_unequal_size():
@@ -42,7 +42,7 @@ def test_what_is_held_out_of_a_class_stays_when_others_come_or_shrink():
 
 def test_the_only_memory_of_a_class_is_measured_on_and_still_replayed():
     labels, tasks = np.arange(500), np.zeros(500, dtype=np.int32)
-    assert measured_mask(labels, tasks, 0.1).sum() == pytest.approx(50, abs=2)
+    assert stratified_mask(labels, tasks, 0.1).sum() == pytest.approx(50, abs=2)
     assert not held_out_mask(labels, tasks, 0.1).any()
 
 
@@ -50,8 +50,10 @@ def test_the_only_memory_of_a_class_is_measured_on_and_still_replayed():
 @pytest.mark.parametrize("per_class", [1, 2, 3, 5])
 def test_few_memories_of_few_classes_are_enough_to_measure_on_one(num_classes, per_class):
     labels, tasks = np.repeat(np.arange(num_classes), per_class), np.zeros(num_classes * per_class, dtype=np.int32)
-    assert 1 <= measured_mask(labels, tasks, 0.1).sum() <= 2
-    assert held_out_mask(labels, tasks, 0.1).sum() == (measured_mask(labels, tasks, 0.1).sum() if per_class > 1 else 0)
+    assert 1 <= stratified_mask(labels, tasks, 0.1).sum() <= 2
+    assert held_out_mask(labels, tasks, 0.1).sum() == (
+        stratified_mask(labels, tasks, 0.1).sum() if per_class > 1 else 0
+    )
 
 
 def test_nothing_is_held_out_with_a_share_of_zero_or_of_nothing():
@@ -67,5 +69,5 @@ def test_memories_of_every_task_are_held_out_though_they_take_turns(num_tasks):
 
 
 def test_positions_are_spread_at_equal_distances():
-    assert spread(np.arange(5), 5).tolist() == [0, 1, 2, 3, 4]
-    assert spread(np.arange(10, 20), 4).tolist() == [10, 12, 15, 17]
+    assert subsample(np.arange(5), 5).tolist() == [0, 1, 2, 3, 4]
+    assert subsample(np.arange(10, 20), 4).tolist() == [10, 12, 15, 17]

@@ -21,7 +21,7 @@ from hf_wakesleep import (
     consolidate,
 )
 from hf_wakesleep.learning.distributed import check_unsharded
-from hf_wakesleep.memory.synapses import FrozenEntries, count_entries, count_parts, part_of
+from hf_wakesleep.memory.synapses import FrozenEntries, count_entries, count_entries_by_part, network_part
 from hf_wakesleep.model.digests_wakesleep import write_digests
 from hf_wakesleep.reporting.plots import plot_synapses
 from hf_wakesleep.stages.checkpoint import find_checkpoints
@@ -40,7 +40,7 @@ def some(model, seed=0) -> Synapses:
     """Return synapses of a model of which about a third is frozen."""
     generator = torch.Generator().manual_seed(seed)
     masks = {name: torch.rand(p.shape, generator=generator) < 0.3 for name, p in model.named_parameters()}
-    return Synapses.free(count_entries(model)).freeze(masks)
+    return Synapses.unfrozen(count_entries(model)).freeze(masks)
 
 
 def assert_kept(synapses, before, after):
@@ -65,7 +65,7 @@ def test_save_and_load_gives_back_every_mask_and_the_bytes_are_those_of_the_file
     assert all(torch.equal(mask, masks[name]) for name, mask in loaded.masks(model).items())
     assert loaded.num_bytes == (tmp_path / "s.safetensors").stat().st_size
     assert loaded.checksum() == synapses.checksum() != some(model, seed=1).checksum()
-    share, parts = loaded.shares(model)
+    share, parts = loaded.frozen_shares(model)
     assert share == pytest.approx(sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values()))
     head = [mask.flatten() for name, mask in masks.items() if name.startswith("head")]
     assert parts["head"] == pytest.approx(torch.cat(head).float().mean().item())
@@ -73,8 +73,8 @@ def test_save_and_load_gives_back_every_mask_and_the_bytes_are_those_of_the_file
 
 @pytest.mark.parametrize("name", ["backbone.layers.11.mlp.fc1.weight", "backbone.timm_model.blocks.11.norm1.bias"])
 def test_a_block_is_a_part(name):
-    assert part_of(name).endswith(".11")
-    assert [part_of(name) for name in ("backbone.pooler.dense.bias", "head.classifier.bias")] == [
+    assert network_part(name).endswith(".11")
+    assert [network_part(name) for name in ("backbone.pooler.dense.bias", "head.classifier.bias")] == [
         "backbone.pooler",
         "head",
     ]
@@ -107,7 +107,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_masks_of_another_network_are_refused(model, tmp_path, damage):
-    bits = Synapses.free(count_entries(model)).bits
+    bits = Synapses.unfrozen(count_entries(model)).bits
     DAMAGES[damage](bits)
     save_file(bits, tmp_path / "s.safetensors")
     with pytest.raises(ValueError, match="xpected"):
@@ -135,7 +135,7 @@ def test_masks_take_their_bytes_from_the_codes(asleep):
     assert len(memory) < before
     memory.set_budget(memory.num_bytes.total)
     with pytest.raises(ValueError, match="`memory_budget` must hold"):
-        memory.set_synapses(Synapses.free({"a": 10**7}))
+        memory.set_synapses(Synapses.unfrozen({"a": 10**7}))
     assert memory.synapses.bits.keys() == count_entries(model).keys()
 
 
@@ -263,7 +263,7 @@ def test_a_stage_keeps_what_is_frozen_and_is_refused_with_masks_of_another(make_
     assert continued.memory.synapses.checksum() == synapses.grow(count_entries(continued.model)).checksum()
     stage = tmp_path / "whole" / "task-01"
     memory = SemiParametricMemory.from_pretrained(str(stage))
-    memory.synapses = Synapses.free({"other": 8})
+    memory.synapses = Synapses.unfrozen({"other": 8})
     memory.save(stage / "memory")
     write_digests(stage)
     with pytest.raises(ValueError, match="Expected masks of"):
@@ -285,8 +285,8 @@ def test_a_model_in_shards_cannot_be_frozen(kind):
 
 
 def test_every_row_of_the_picture_has_its_own_number(model):
-    _, parts = some(model).shares(model)
-    entries = count_parts(model)
+    _, parts = some(model).frozen_shares(model)
+    entries = count_entries_by_part(model)
     assert sum(entries.values()) == sum(count_entries(model).values())
     shown = [text.get_text() for text in plot_synapses(parts, entries).axes[0].texts]
     assert len(set(shown)) == len(parts) == len(shown)

@@ -8,7 +8,7 @@ import pytest
 from histories import make_history
 
 from hf_wakesleep import History
-from hf_wakesleep.reporting.confusion import count_answers
+from hf_wakesleep.reporting.metrics import confusion_counts
 
 KEYS = {
     "accuracy_matrix",
@@ -111,13 +111,13 @@ def test_numbers_of_images_that_no_run_writes_are_refused(changes):
 
 
 def test_answers_are_counted_by_true_class_and_answer():
-    assert count_answers(np.array([2, 0, 0, 2, 2]), np.array([1, 0, 1, 1, 2])) == [
+    assert confusion_counts(np.array([2, 0, 0, 2, 2]), np.array([1, 0, 1, 1, 2])) == [
         [0, 0, 1],
         [0, 1, 1],
         [2, 1, 2],
         [2, 2, 1],
     ]
-    assert count_answers(np.array([], dtype=int), np.array([], dtype=int)) == []
+    assert confusion_counts(np.array([], dtype=int), np.array([], dtype=int)) == []
 
 
 def test_answers_survive_save_and_load_and_may_be_missing(tmp_path):

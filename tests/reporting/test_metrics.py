@@ -9,7 +9,7 @@ import pytest
 import hf_wakesleep
 from hf_wakesleep import History
 from hf_wakesleep.reporting import metrics
-from hf_wakesleep.reporting.history import TaskRecord
+from hf_wakesleep.reporting.task_record import TaskRecord
 
 # Three tasks. After the last one: 0.5, 0.6, 0.9.
 MATRIX = [

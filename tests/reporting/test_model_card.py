@@ -19,7 +19,7 @@ import hf_wakesleep
 from hf_wakesleep import ContinualTrainingArguments, History, RawCodec, SemiParametricMemory, WebPCodec
 from hf_wakesleep.learning.settings import hyper_parameters
 from hf_wakesleep.reporting.card import CardFacts, collect_facts, render_model_card
-from hf_wakesleep.reporting.history import TaskRecord
+from hf_wakesleep.reporting.task_record import TaskRecord
 
 ODD_NAMES = [
     "no",

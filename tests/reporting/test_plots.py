@@ -9,10 +9,9 @@ from matplotlib.colors import to_rgba
 from PIL import Image
 
 from hf_wakesleep import History
-from hf_wakesleep.reporting.history import TaskRecord
-from hf_wakesleep.reporting.labels import class_label, size_label, task_label
-from hf_wakesleep.reporting.panels import UNKNOWN
+from hf_wakesleep.reporting.panels import UNKNOWN, class_label, size_label, task_label
 from hf_wakesleep.reporting.plots import plot_history, plot_synapses, save_history_plot
+from hf_wakesleep.reporting.task_record import TaskRecord
 
 PARTS = {"codes": 600, "index": 100, "codec": 0, "statistics": 200, "masks": 100}
 

@@ -1,15 +1,15 @@
-"""LearnedNetworks: everything that a learned codec has learned, and how it is stored."""
+"""LearnedNetworks: all trained parts of a learned codec as one module, and how they are packed for a file."""
 
 import torch
 from torch import nn
 
-from .context import ContextModel
+from .context_model import ContextModel
 from .entropy import BinaryTables
-from .exact import ExactConv2d
+from .integer_conv import IntegerConv2d
 from .transforms import GROUP_SIZES, Analysis, Synthesis
 
 FINEST_STEP, COARSEST_STEP = 16, 48  # indices of the quantisation steps that the networks are trained for
-FIT_LAYERS = ("outer", "context", "all")  # what can be fitted to a stream, each a part of the next
+FIT_LAYERS = ("outer", "context", "all")  # what can be fitted to a stream; each includes the one before
 
 
 class LearnedNetworks(nn.Module):
@@ -22,11 +22,11 @@ class LearnedNetworks(nn.Module):
         self.synthesis = Synthesis()
         self.tables = BinaryTables.from_logistic()
 
-    def convolutions(self) -> dict[str, ExactConv2d]:
+    def convolutions(self) -> dict[str, IntegerConv2d]:
         """Return all layers by name."""
-        return {name: module for name, module in self.named_modules() if isinstance(module, ExactConv2d)}
+        return {name: module for name, module in self.named_modules() if isinstance(module, IntegerConv2d)}
 
-    def fitted(self, layers: str) -> dict[str, ExactConv2d]:
+    def select_layers(self, layers: str) -> dict[str, IntegerConv2d]:
         """Return the layers that are fitted to a stream, by name.
 
         Args:
@@ -41,19 +41,19 @@ class LearnedNetworks(nn.Module):
         }
         return {name: module for name, module in self.convolutions().items() if parts[layers](name)}
 
-    def fitted_by(self, packed: dict[str, torch.Tensor]) -> str:
-        """Return which of `FIT_LAYERS` `pack` was given to make this: the fewest that hold all of its layers."""
+    def fitted_layers(self, packed: dict[str, torch.Tensor]) -> str:
+        """Return the first of `FIT_LAYERS` that holds all layers of what `pack` returned."""
         names = {name.rpartition(".")[0] for name in packed} - {"tables"}
-        return next((layers for layers in FIT_LAYERS if names <= set(self.fitted(layers))), "all")
+        return next((layers for layers in FIT_LAYERS if names <= set(self.select_layers(layers))), "all")
 
-    def pack(self, modules: dict[str, ExactConv2d] | None = None) -> dict[str, torch.Tensor]:
+    def pack(self, modules: dict[str, IntegerConv2d] | None = None) -> dict[str, torch.Tensor]:
         """Return tables and layers (all by default) as small integer tensors."""
         packed = {f"tables.{name}": table for name, table in self.tables.pack().items()}
         for name, module in (self.convolutions() if modules is None else modules).items():
             packed.update({f"{name}.{key}": tensor for key, tensor in module.pack().items()})
         return packed
 
-    def unpack(self, packed: dict[str, torch.Tensor], modules: dict[str, ExactConv2d] | None = None) -> None:
+    def unpack(self, packed: dict[str, torch.Tensor], modules: dict[str, IntegerConv2d] | None = None) -> None:
         """Take what `pack` returned.
 
         Raises:
@@ -63,10 +63,10 @@ class LearnedNetworks(nn.Module):
         unknown = {name.rpartition(".")[0] for name in packed} - {*modules, "tables"}
         if unknown:
             raise ValueError(f"Expected the weights of a learned codec, got unknown names {sorted(unknown)[:3]}.")
-        self.tables = BinaryTables.unpack(_under(packed, "tables"))
+        self.tables = BinaryTables.unpack(_with_prefix(packed, "tables"))
         for name, module in modules.items():
-            module.unpack(_under(packed, name))
+            module.unpack(_with_prefix(packed, name))
 
 
-def _under(packed: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def _with_prefix(packed: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.rpartition(".")[2]: tensor for name, tensor in packed.items() if name.rpartition(".")[0] == prefix}

@@ -8,16 +8,16 @@ import torch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .context import MEAN_STEPS, SCALES, logistic_bits
-from .entropy import LEVELS, OFFSETS, BinaryTables, Contexts
-from .exact import ExactConv2d, straight_through
+from .context_model import MEAN_STEPS, NUM_SCALES, logistic_bits
+from .entropy import NUM_LEVELS, NUM_OFFSETS, BinaryTables, Contexts
+from .integer_conv import IntegerConv2d, straight_through
 from .networks import COARSEST_STEP, FINEST_STEP, LearnedNetworks
 from .transforms import LATENT_MAX, pad_to_blocks, step_size
 
 CROP = 64  # pixels a side
 # Squared error weighs 1 / (_DISTORTION step^2), the balance of video codecs (Sullivan and Wiegand 1998).
 _DISTORTION = 0.134
-_EXACT_FROM = 0.6  # share of the steps after which weights and activations are rounded
+_ROUNDED_FROM = 0.6  # share of the steps after which weights and activations are rounded
 
 
 class CodecTraining:
@@ -30,10 +30,10 @@ class CodecTraining:
         batch_size (`int`, defaults to 32): Crops in a batch.
         learning_rate (`float`, defaults to 1.5e-3): Peak learning rate of AdamW.
         step_indices (`tuple[int, int]`, *optional*): Range of quantisation steps, bounds included.
-        fit_layers (`str`, *optional*): Which layers of a trained codec are fitted ([`LearnedNetworks.fitted`]), on
-            images as they are. By default all are trained, on crops at several scales, for a codec that should know
-            images of all sorts.
-        seed (`int`, defaults to 0): Of everything random.
+        fit_layers (`str`, *optional*): Which layers of a trained codec are fitted
+            ([`LearnedNetworks.select_layers`]), on images at their own scale. By default all are trained, on crops at
+            several scales, for a codec of images of all kinds.
+        seed (`int`, defaults to 0): Seed of all randomness.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class CodecTraining:
         self.step_indices, self.is_general = step_indices, fit_layers is None
         self.step = 0
         self.generator = torch.Generator().manual_seed(seed)
-        self.modules = networks.convolutions() if fit_layers is None else networks.fitted(fit_layers)
+        self.modules = networks.convolutions() if fit_layers is None else networks.select_layers(fit_layers)
         linear = [module for name, module in self.modules.items() if name.endswith(".linear")]
         others = [module for name, module in self.modules.items() if not name.endswith(".linear")]
         groups = [{"params": _parameters(others)}, {"params": _parameters(linear), "lr": learning_rate / 2}]
@@ -63,7 +63,7 @@ class CodecTraining:
         return min(1.0, (step + 1) / 100) * (0.01 + 0.99 * (1 + math.cos(math.pi * step / self.steps)) / 2)
 
     def state_dict(self) -> dict:
-        """Return everything that is needed to go on."""
+        """Return everything that is needed to continue the training."""
         return {
             "networks": self.networks.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -83,7 +83,7 @@ class CodecTraining:
         """Train for some steps; return the mean loss and bits per pixel."""
         self.networks.train().requires_grad_(False)
         for module in self.networks.convolutions().values():
-            module.is_rounded = not self.is_general or self.step >= _EXACT_FROM * self.steps
+            module.is_rounded = not self.is_general or self.step >= _ROUNDED_FROM * self.steps
         for module in self.modules.values():
             module.requires_grad_(True)
         totals = np.zeros(2)
@@ -114,11 +114,11 @@ class CodecTraining:
     def _rate_and_error(self, image: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return bits and squared error of every image, each (B,).
 
-        Bits are those of latents with uniform noise (Balle et al. 2017); the image is made from rounded latents. What
-        is made of padding is free.
+        Bits are those of latents with uniform noise (Balle et al. 2017); the image is made from rounded latents. Error
+        in the padding is not counted.
         """
         height, width = image.shape[2:]
-        latents = self.networks.analysis(pad_to_blocks(image), index)  # (B, LATENTS, h, w)
+        latents = self.networks.analysis(pad_to_blocks(image), index)  # (B, NUM_LATENTS, h, w)
         rounded = straight_through(latents, latents.round())
         noise = torch.rand(latents.shape, generator=self.generator) - 0.5
         bits = logistic_bits(latents + noise, *self.networks.context(rounded, index))
@@ -127,13 +127,13 @@ class CodecTraining:
 
     @torch.no_grad()
     def fit_tables(self, batches: int, shows_progress: bool = True) -> None:
-        """Count the binary decisions of coding, and put their frequencies into the tables."""
+        """Set the tables to the frequencies of the binary decisions over some batches."""
         self.networks.unpack(self.networks.pack())
         self.networks.eval()
         counts = {
-            "differs": np.zeros((2, SCALES, OFFSETS)),
-            "agrees": np.zeros((2, SCALES, OFFSETS)),
-            "exceeds": np.zeros((2, SCALES, LEVELS)),
+            "differs": np.zeros((2, NUM_SCALES, NUM_OFFSETS)),
+            "agrees": np.zeros((2, NUM_SCALES, NUM_OFFSETS)),
+            "exceeds": np.zeros((2, NUM_SCALES, NUM_LEVELS)),
         }
         for _ in tqdm(range(batches), desc="counting", disable=not shows_progress, leave=False):
             image, index = self._batch()
@@ -143,22 +143,22 @@ class CodecTraining:
         self.networks.tables = BinaryTables.from_counts({name: tuple(count) for name, count in counts.items()})
 
 
-def _parameters(modules: Sequence[ExactConv2d]) -> list[torch.nn.Parameter]:
+def _parameters(modules: Sequence[IntegerConv2d]) -> list[torch.nn.Parameter]:
     return [parameter for module in modules for parameter in module.parameters()]
 
 
 def _count(counts: dict[str, np.ndarray], latents: torch.Tensor, means: torch.Tensor, scales: torch.Tensor) -> None:
     means = (means * MEAN_STEPS).round().numpy().astype(np.int64).ravel()
-    scales = scales.round().numpy().astype(np.int64).clip(0, SCALES - 1).ravel()
+    scales = scales.round().numpy().astype(np.int64).clip(0, NUM_SCALES - 1).ravel()
     contexts = Contexts(means, scales, BinaryTables.from_logistic())
     differs, agrees, distance = contexts.decisions(latents.numpy().astype(np.int64).ravel())
-    place = (contexts.scales, contexts.offsets)
+    entry = (contexts.scales, contexts.offsets)
     for name, taken, true in (("differs", np.ones_like(differs), differs), ("agrees", differs, agrees & differs)):
-        np.add.at(counts[name][0], place, taken)
-        np.add.at(counts[name][1], place, true)
+        np.add.at(counts[name][0], entry, taken)
+        np.add.at(counts[name][1], entry, true)
     active, level = differs, 1
     while active.any():
-        where = (contexts.scales[active], np.full(active.sum(), min(level, LEVELS) - 1))
+        where = (contexts.scales[active], np.full(active.sum(), min(level, NUM_LEVELS) - 1))
         np.add.at(counts["exceeds"][0], where, 1)
         np.add.at(counts["exceeds"][1], where, distance[active] > level)
         active, level = active & (distance > level), level + 1

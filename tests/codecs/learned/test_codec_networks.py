@@ -19,8 +19,8 @@ def test_packed_networks_hold_a_byte_for_a_weight_and_come_back_equal():
 def test_what_is_fitted_is_known_by_its_layers_and_the_more_the_larger():
     networks, sizes = LearnedNetworks(), []
     for layers in FIT_LAYERS:
-        packed = networks.pack(networks.fitted(layers))
-        assert networks.fitted_by(packed) == layers
+        packed = networks.pack(networks.select_layers(layers))
+        assert networks.fitted_layers(packed) == layers
         sizes.append(sum(tensor.nbytes for tensor in packed.values()))
     assert [round(size / 1000) for size in sizes] == [38, 151, 761]
 

@@ -51,7 +51,7 @@ def test_fitting_changes_its_layers_and_tables_only(layers):
     training.run(2)
     training.fit_tables(batches=1)
     changed = {name for name, tensor in training.networks.pack().items() if not torch.equal(tensor, before[name])}
-    fitted = {name.rpartition(".")[0] for name in training.networks.pack(training.networks.fitted(layers))}
+    fitted = {name.rpartition(".")[0] for name in training.networks.pack(training.networks.select_layers(layers))}
     assert {name.rpartition(".")[0] for name in changed} >= {"tables", "analysis.linear", "context.nets.0.2"}
     assert {name.rpartition(".")[0] for name in changed} <= fitted
 

@@ -6,13 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_wakesleep.codecs.learned.context import MEAN_STEPS, SCALES
-from hf_wakesleep.codecs.learned.entropy import ONE, BinaryTables, Contexts, Reader, Writer
+from hf_wakesleep.codecs.learned.context_model import MEAN_STEPS, NUM_SCALES
+from hf_wakesleep.codecs.learned.entropy import PROBABILITY_STEPS, BinaryTables, Contexts, LatentDecoder, LatentEncoder
 
 TABLES = BinaryTables.from_logistic()
 
 
-def random_contexts(generator, shape, scales=(0, SCALES)):
+def random_contexts(generator, shape, scales=(0, NUM_SCALES)):
     return Contexts(
         generator.integers(-5 * MEAN_STEPS, 5 * MEAN_STEPS, shape), generator.integers(*scales, shape), TABLES
     )
@@ -24,14 +24,14 @@ def test_what_is_written_is_read(seed, images, latents, rounds, spread):
     generator = np.random.default_rng(seed)
     contexts = [random_contexts(generator, (images, latents)) for _ in range(rounds)]
     wanted = [generator.integers(-spread, spread + 1, (images, latents)) for _ in range(rounds)]
-    writer = Writer(images, TABLES)
-    written = [writer.code(context, latent) for context, latent in zip(contexts, wanted, strict=True)]
+    writer = LatentEncoder(images, TABLES)
+    written = [writer.encode(context, latent) for context, latent in zip(contexts, wanted, strict=True)]
     for context, latent, got in zip(contexts, wanted, written, strict=True):
         assert np.array_equal(got[context.is_coded], latent[context.is_coded])
         assert np.array_equal(got[~context.is_coded], context.nearest[~context.is_coded])
-    reader = Reader(writer.finish(), TABLES)
+    reader = LatentDecoder(writer.finish(), TABLES)
     for context, got in zip(contexts, written, strict=True):
-        assert np.array_equal(reader.code(context), got)
+        assert np.array_equal(reader.decode(context), got)
 
 
 def test_sizes_are_close_to_the_entropy():
@@ -42,28 +42,28 @@ def test_sizes_are_close_to_the_entropy():
     latents = np.rint(generator.logistic(mean, width)).astype(np.int64)
     below, above = (1 / (1 + np.exp(-(latents - mean + half) / width)) for half in (-0.5, 0.5))
     entropy = -np.log2(np.maximum(above - below, 1e-12)).sum() / 8
-    writer = Writer(1, TABLES)
-    writer.code(contexts, latents)
+    writer = LatentEncoder(1, TABLES)
+    writer.encode(contexts, latents)
     (payload,) = writer.finish()
     assert 0.99 * entropy < len(payload) < 1.01 * entropy
 
 
 def test_no_byte_is_spent_on_what_is_sure():
     contexts = Contexts(np.zeros((1, 500), dtype=np.int64), np.zeros((1, 500), dtype=np.int64), TABLES)
-    writer = Writer(1, TABLES)
-    writer.code(contexts, np.zeros((1, 500), dtype=np.int64))
+    writer = LatentEncoder(1, TABLES)
+    writer.encode(contexts, np.zeros((1, 500), dtype=np.int64))
     assert writer.finish() == [b""]
 
 
 def test_tables_follow_what_was_counted_and_survive_packing():
     counts = {name: (np.full(t.shape, 10**6), np.full(t.shape, 10**5)) for name, t in vars(TABLES).items()}
     tables = BinaryTables.from_counts(counts)
-    assert np.allclose(tables.differs / ONE, 0.1, atol=0.001)
+    assert np.allclose(tables.differs / PROBABILITY_STEPS, 0.1, atol=0.001)
     again = BinaryTables.unpack(tables.pack())
     assert all(np.array_equal(table, getattr(again, name)) for name, table in vars(tables).items())
 
 
-@pytest.mark.parametrize("wrong", [torch.zeros(3), torch.full((SCALES, 9), ONE, dtype=torch.int32)])
+@pytest.mark.parametrize("wrong", [torch.zeros(3), torch.full((NUM_SCALES, 9), PROBABILITY_STEPS, dtype=torch.int32)])
 def test_tables_that_are_none_are_refused(wrong):
     with pytest.raises(ValueError, match="Expected a table `differs`"):
         BinaryTables.unpack({**TABLES.pack(), "differs": wrong})

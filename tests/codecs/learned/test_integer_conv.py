@@ -1,14 +1,14 @@
-"""ExactConv2d: sums without rounding error, and weights that are stored as they are used."""
+"""IntegerConv2d: sums without rounding error, and weights that are stored as they are used."""
 
 import pytest
 import torch
 
-from hf_wakesleep.codecs.learned.exact import ACTIVATION_MAX, ACTIVATION_STEPS, ExactConv2d, activate
+from hf_wakesleep.codecs.learned.integer_conv import ACTIVATION_MAX, ACTIVATION_STEPS, IntegerConv2d, rounded_relu
 
 
 def make_conv(*args, seed=0, **kwargs):
     torch.manual_seed(seed)
-    conv = ExactConv2d(*args, **kwargs).eval()
+    conv = IntegerConv2d(*args, **kwargs).eval()
     conv.unpack(conv.pack())
     return conv
 
@@ -57,7 +57,8 @@ def test_sums_are_exact_where_float32_could_not_hold_them(largest):
 def test_what_channels_add_is_the_whole():
     conv = make_conv(8, 4, 3)
     x = random_activations(2, 8, 5, 5)
-    odd, even = conv.of_channels(x[:, 1::2], slice(1, None, 2)), conv.of_channels(x[:, ::2], [0, 2, 4, 6], False)
+    odd = conv.forward_channels(x[:, 1::2], slice(1, None, 2))
+    even = conv.forward_channels(x[:, ::2], [0, 2, 4, 6], False)
     assert torch.equal(odd + even, conv(x))
 
 
@@ -69,13 +70,13 @@ def test_packing_is_small_and_changes_nothing_the_second_time():
         "exponent": torch.int8,
         "bias": torch.int32,
     }
-    other = ExactConv2d(8, 4, 3)
+    other = IntegerConv2d(8, 4, 3)
     other.unpack(packed)
     assert all(torch.equal(packed[name], tensor) for name, tensor in other.pack().items())
 
 
 def test_training_with_rounded_weights_gives_what_evaluation_gives():
-    conv = ExactConv2d(8, 4, 3).train()
+    conv = IntegerConv2d(8, 4, 3).train()
     x = random_activations(2, 8, 5, 5)
     trained = conv(x)
     trained.sum().backward()
@@ -86,7 +87,7 @@ def test_training_with_rounded_weights_gives_what_evaluation_gives():
 
 def test_activations_are_clipped_multiples_and_let_gradients_through():
     x = torch.tensor([-1.0, 0.51, 99.0], requires_grad=True)
-    y = activate(x)
+    y = rounded_relu(x)
     assert y.tolist() == [0.0, 0.5, ACTIVATION_MAX]
     y.sum().backward()
     assert x.grad.tolist() == [0.0, 1.0, 0.0]
@@ -94,7 +95,7 @@ def test_activations_are_clipped_multiples_and_let_gradients_through():
 
 @pytest.mark.parametrize("name", ["weight", "exponent", "bias"])
 def test_weights_of_another_shape_or_dtype_are_refused(name):
-    conv = ExactConv2d(8, 4)
+    conv = IntegerConv2d(8, 4)
     packed = conv.pack()
     for wrong in (packed[name].float(), packed[name][:1], None):
         with pytest.raises(ValueError, match=f"Expected `{name}`"):

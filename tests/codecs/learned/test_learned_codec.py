@@ -14,7 +14,8 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 from hf_wakesleep import CodecError, LearnedCodec, SemiParametricMemory
-from hf_wakesleep.codecs.learned.codec import WEIGHTS_FOLDER, _Header
+from hf_wakesleep.codecs.learned.codec import WEIGHTS_FOLDER
+from hf_wakesleep.codecs.learned.header import CodeHeader
 from hf_wakesleep.codecs.learned.networks import FIT_LAYERS
 
 CODEC = LearnedCodec(quality=30)
@@ -120,7 +121,7 @@ def test_a_truncated_or_longer_code_is_refused():
 @pytest.mark.slow
 def test_payloads_that_are_forged_under_a_right_check_give_an_image_or_one_kind_of_error():
     generator = np.random.default_rng(0)
-    header = _Header.read(CODEC.encode([photograph(24)])[0], CODEC._seed)
+    header = CodeHeader.read(CODEC.encode([photograph(24)])[0], CODEC._seed)
     for _ in range(200):
         forged = replace(header, payload=damaged(header.payload, generator)).write(CODEC._seed)
         try:

@@ -2,13 +2,13 @@
 
 import torch
 
-from hf_wakesleep.codecs.learned.transforms import LATENTS, Analysis, Synthesis, cosine_basis, step_size
+from hf_wakesleep.codecs.learned.transforms import NUM_LATENTS, Analysis, Synthesis, cosine_basis, step_size
 
 
 def test_the_cosine_basis_is_orthonormal():
     basis = cosine_basis()
-    assert basis.shape == (LATENTS, 192)
-    assert torch.allclose(basis @ basis.T, torch.eye(LATENTS), atol=1e-5)
+    assert basis.shape == (NUM_LATENTS, 192)
+    assert torch.allclose(basis @ basis.T, torch.eye(NUM_LATENTS), atol=1e-5)
 
 
 def test_untrained_transforms_give_back_a_smooth_image():
@@ -16,7 +16,7 @@ def test_untrained_transforms_give_back_a_smooth_image():
     image = torch.stack([ramp.expand(32, 32), ramp[:, None].expand(32, 32), torch.zeros(32, 32)])[None]
     index = torch.tensor([20.0])
     latents = Analysis()(image, index)
-    assert latents.shape == (1, LATENTS, 4, 4)
+    assert latents.shape == (1, NUM_LATENTS, 4, 4)
     assert (Synthesis()(latents, index) - image).abs().mean() < 2
 
 

@@ -1,8 +1,9 @@
-"""ExactConv2d: a convolution whose sums are exact, so that its result does not depend on machine or batch size.
+"""IntegerConv2d: a convolution in integer arithmetic, with the same bits on any machine and for any batch size.
 
+Networks of a codec must decode on one machine what they encoded on another (integer networks, Balle et al. 2019).
 Weights are integers of 8 bits times a power of two, and activations integers times 1/16. A sum of their products is
-then a whole number of units; as long as it stays below 2^24 units, float32 holds every partial sum exactly, and the
-order in which a library or a device adds them cannot matter. Where it may exceed that, float64 is used, with 2^53.
+then an integer number of units. Below 2^24 units float32 holds every partial sum exactly, so the order in which a
+library or a device adds them does not matter. Where a sum may exceed that, float64 is used, with 2^53.
 """
 
 import torch
@@ -16,7 +17,7 @@ _BIAS_STEPS = 256
 _EXPONENT_MAX = 47
 
 
-def activate(x: torch.Tensor, is_rounded: bool = True) -> torch.Tensor:
+def rounded_relu(x: torch.Tensor, is_rounded: bool = True) -> torch.Tensor:
     """Return a rectified, clipped input, rounded to multiples of 1/16 with a straight-through gradient.
 
     Args:
@@ -36,7 +37,7 @@ def straight_through(x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return x + (value - x).detach() if x.requires_grad else value
 
 
-class ExactConv2d(nn.Conv2d):
+class IntegerConv2d(nn.Conv2d):
     """A convolution with weights of 8 bits and one power of two for each output channel.
 
     Args:
@@ -45,7 +46,7 @@ class ExactConv2d(nn.Conv2d):
         kernel_size (`int`, defaults to 1): Odd side of the kernel; the input is padded with zeros to keep its size.
         input_max (`float`, defaults to 255 / 16): Largest absolute input.
         input_steps (`int`, defaults to 16): Inputs are multiples of 1 / `input_steps`.
-        is_zero (`bool`, defaults to `False`): Whether weights start at zero, as at the end of a residual branch.
+        zero_init (`bool`, defaults to `False`): Whether weights start at zero, as at the end of a residual branch.
     """
 
     def __init__(
@@ -56,13 +57,13 @@ class ExactConv2d(nn.Conv2d):
         *,
         input_max: float = ACTIVATION_MAX,
         input_steps: int = ACTIVATION_STEPS,
-        is_zero: bool = False,
+        zero_init: bool = False,
     ):
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
         self.input_max, self.input_steps = input_max, input_steps
         self.is_rounded = True
         self.float32_max = 0.0  # largest absolute input whose sums float32 holds
-        if is_zero:
+        if zero_init:
             nn.init.zeros_(self.weight)
             nn.init.zeros_(self.bias)
 
@@ -72,9 +73,9 @@ class ExactConv2d(nn.Conv2d):
         In evaluation mode, with the weights of `unpack`, it is exact; in training mode it is an ordinary convolution,
         with rounded weights if `is_rounded` says so.
         """
-        return self.of_channels(x, slice(None))
+        return self.forward_channels(x, slice(None))
 
-    def of_channels(self, x: torch.Tensor, channels: slice | list[int], has_bias: bool = True) -> torch.Tensor:
+    def forward_channels(self, x: torch.Tensor, channels: slice | list[int], has_bias: bool = True) -> torch.Tensor:
         """Return what some channels of the input add to the convolution.
 
         Args:
