@@ -15,7 +15,6 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from hf_wakesleep import (
     ClassIncrementalStream,
     ContinualTrainer,
-    SleepCallback,
     WebPCodec,
 )
 from hf_wakesleep.learning import lda, sleep, task_run
@@ -385,21 +384,20 @@ def test_dropout_asleep_does_not_depend_on_what_was_random_before(make_trainer, 
     ends = []
     for waste in (0, 5):
         trainer = make_trainer(output_dir=str(waste), **STOPPABLE)
-        trainer.remove_callback(SleepCallback)
-        trainer.add_callback(_WastefulSleep(trainer, waste))
+        trainer.callback_handler.callbacks.insert(0, _Waste(waste))  # before it sleeps
         trainer.train()
         ends.append(trainer)
     assert_same_end(*ends)
 
 
-class _WastefulSleep(SleepCallback):
-    def __init__(self, trainer, waste):
-        super().__init__(trainer)
+class _Waste(TrainerCallback):
+    """Draws random numbers when wake ends."""
+
+    def __init__(self, waste):
         self.waste = waste
 
     def on_train_end(self, args, state, control, **kwargs):
         torch.rand(self.waste)
-        super().on_train_end(args, state, control, **kwargs)
 
 
 def test_the_untrained_model_is_not_probed_again(make_trainer, monkeypatch):
