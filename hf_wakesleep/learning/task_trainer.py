@@ -177,7 +177,7 @@ class TaskTrainer(ClassifierTrainer):
         new = [name for name in task.classes if name not in self.model.config.label2id]
         self.model.grow(new, seeded_generator(self.args.seed, number))
         if self.memory is not None:
-            self.memory.add_classes(new, self.model.head.lda.num_bytes)
+            self.memory.set_classes(self.model.config.classes, self.model.head.lda.num_bytes)
             room = grow_synapses(self.memory.synapses, count_entries(self.model), self.args.freeze_fraction)
             if room is not None:
                 self.memory.set_synapses(room)
