@@ -46,7 +46,7 @@ def write(args: Arguments, folder: str) -> None:
     """Fill a memory task by task, and save it."""
     generator = np.random.default_rng(0)
     memory = SemiParametricMemory(RawCodec())
-    memory.add_classes([f"class {label}" for label in range(args.num_classes)], 0)
+    memory.set_classes([f"class {label}" for label in range(args.num_classes)], 0)
     per_task = args.sizes[0] // args.num_tasks
     classes = np.array_split(np.arange(args.num_classes), args.num_tasks)
     for task in range(args.num_tasks):

@@ -115,7 +115,7 @@ def learn(model, tasks: list[Task], memory: SemiParametricMemory, train: Part, t
     """Return the accuracy after every task of a stream; `choose` gives ranks from features and labels."""
     found = []
     for number, task in enumerate(tasks):
-        memory.add_classes(task.new_classes, 0)
+        memory.set_classes([*memory.classes, *task.new_classes], 0)
         rows = [row for row, name in enumerate(train.classes) if name in task.classes]
         labels = [memory.classes.index(train.classes[row]) for row in rows]
         memory.write([train.codes[row] for row in rows], labels, number, choose(train.features[rows], labels))

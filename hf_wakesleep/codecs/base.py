@@ -1,4 +1,4 @@
-"""Codec: from an image to a small code, a self-contained `bytes`, and back."""
+"""Codec: the interface of all codecs, from an image to `bytes` and back, with those for raw pixels and WebP."""
 
 import binascii
 import hashlib
@@ -72,7 +72,7 @@ def check_side(height: int, width: int) -> None:
 
 
 def add_checksum(content: bytes) -> bytes:
-    """Return a code of some content: it, and two bytes that check it."""
+    """Return a code: some content and two bytes of checksum."""
     return content + _CHECK.pack(binascii.crc_hqx(content, 0xFFFF))
 
 
@@ -80,7 +80,7 @@ def strip_checksum(code: bytes) -> bytes:
     """Return the content of a code.
 
     Raises:
-        CodecError: If it fails its check.
+        CodecError: If its checksum is wrong.
     """
     content = code[: -_CHECK.size]
     if code != add_checksum(content):
@@ -92,7 +92,7 @@ def strip_checksum(code: bytes) -> bytes:
 
 
 class _ChecksummedCodec(Codec):
-    """A codec that takes images one by one and seals what comes out."""
+    """A codec that encodes images one by one and adds a checksum to each code."""
 
     def encode(self, images):
         return [add_checksum(self._encode_one(image)) for image in images]
@@ -108,7 +108,7 @@ class _ChecksummedCodec(Codec):
 
 
 class RawCodec(_ChecksummedCodec):
-    """Pixels as they are, between a header of 5 bytes and a check of 2; one channel where the three are equal."""
+    """Uncompressed pixels after a header of 5 bytes and before 2 of checksum; grey images as one channel."""
 
     name = "raw"
     _header = struct.Struct("<BHH")  # channels, height, width
@@ -133,7 +133,7 @@ class RawCodec(_ChecksummedCodec):
 
 
 class WebPCodec(_ChecksummedCodec):
-    """Lossy WebP, as Pillow writes it, and a check of 2 bytes, which readers may ignore (RFC 9649, section 2.4).
+    """Lossy WebP, as Pillow writes it, and a checksum of 2 bytes, which readers may ignore (RFC 9649, section 2.4).
 
     Args:
         quality (`int`, defaults to 50): 0 (smallest) to 100 (best).
@@ -143,7 +143,7 @@ class WebPCodec(_ChecksummedCodec):
 
     def __init__(self, quality: int = 50):
         if not isinstance(quality, int) or isinstance(quality, bool) or not 0 <= quality <= 100:
-            raise ValueError(f"`quality` of WebP must be a whole number in 0..100, got {quality!r}.")
+            raise ValueError(f"`quality` of WebP must be an integer in 0..100, got {quality!r}.")
         self.quality = quality
 
     def settings(self):

@@ -143,14 +143,7 @@ class TaskStream(Sequence):
             ValueError: If names do not match, a task has no images, or a class comes again without `repeats`.
         """
         check_split_arguments(eval_fraction, seed)
-        for given in (splits, eval_splits or {}):
-            check_splits(given)
-        if not splits:
-            raise ValueError("A stream must hold at least one task, got no split.")
-        if eval_splits is not None and set(eval_splits) != set(splits):
-            raise ValueError(
-                f"`eval_splits` must have the same names as `splits` ({sorted(splits)}), got {sorted(eval_splits)}."
-            )
+        _check_split_names(splits, eval_splits)
         columns = find_columns(next(iter(splits.values())), image_column, label_column)
         names = class_names_by_column([*splits.values(), *(eval_splits or {}).values()], columns)
         tasks, known = [], []
@@ -175,6 +168,18 @@ class TaskStream(Sequence):
         )
         stream.columns = columns
         return stream
+
+
+def _check_split_names(splits: Mapping[str, Dataset], eval_splits: Mapping[str, Dataset] | None) -> None:
+    """Raise an error unless there are splits of datasets, and evaluation splits of the same names if any."""
+    for given in (splits, eval_splits or {}):
+        check_splits(given)
+    if not splits:
+        raise ValueError("A stream must hold at least one task, got no split.")
+    if eval_splits is not None and set(eval_splits) != set(splits):
+        raise ValueError(
+            f"`eval_splits` must have the same names as `splits` ({sorted(splits)}), got {sorted(eval_splits)}."
+        )
 
 
 def _check_columns(dataset: Dataset, what: str) -> None:

@@ -248,7 +248,7 @@ class ContinualTrainer(ClassifierTrainer):
             seeded_generator(args.seed, number),
         )
         if self.memory is not None:
-            self.memory.add_classes(run.record.new_classes, self.model.head.lda.num_bytes)
+            self.memory.set_classes(self.model.config.classes, self.model.head.lda.num_bytes)
             room = grow_synapses(self.memory.synapses, count_entries(self.model), args.freeze_fraction)
             if room is not None:
                 self.memory.set_synapses(room)

@@ -106,7 +106,7 @@ class WakePass:
         trial.budget = None
         entries = count_entries(self.model, len(new))
         trial.synapses = grow_synapses(memory.synapses, entries, self.args.freeze_fraction)
-        trial.add_classes(new, statistics_bytes)
+        trial.set_classes([*memory.classes, *new], statistics_bytes)
         trial.budget = memory.budget
         trial.write(codes, range(len(memory.classes), len(trial.classes)), task=0)
 

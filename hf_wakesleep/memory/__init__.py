@@ -1,1 +1,1 @@
-"""The semi-parametric memory: a table of codes under a budget, and what is drawn from it."""
+"""The semi-parametric memory: a table of codes within a budget, its files, and the sampling of replay."""

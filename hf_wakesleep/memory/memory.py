@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ class SemiParametricMemory:
     Args:
         codec ([`Codec`]): Turns images into codes and back.
         budget (`int`, *optional*): Bytes that `num_bytes.total` may not exceed. `None` for no limit.
-        classes (`Sequence[str]`, *optional*): Names of the classes, in the order of their labels.
+        classes (`Sequence[str]`, *optional*): Names of the classes, in the order of `model.config.classes`.
 
     Attributes:
         synapses ([`Synapses`], *optional*): Which weights of the network are frozen; `None` where none ever are.
@@ -75,17 +76,24 @@ class SemiParametricMemory:
         """Number of the task of every code, int32 of shape (M,)."""
         return self._table.tasks
 
-    def add_classes(self, classes: Sequence[str], statistics_bytes: int) -> None:
-        """Make room for new classes, whose codes may come next.
+    def set_classes(self, classes: Sequence[str], statistics_bytes: int) -> None:
+        """Take over the classes of a model, whose configuration decides their order; codes of new ones may follow.
 
         Args:
-            classes (`Sequence[str]`): Their names.
+            classes (`Sequence[str]`): `model.config.classes`: those that the memory knows, then new ones.
             statistics_bytes (`int`): Bytes that the model now keeps beside its weights; they count in the budget.
 
         Raises:
-            ValueError: If the budget cannot hold a code of every class any more; nothing is changed then.
+            ValueError: If a known class is missing or at another position, or the budget cannot hold a code of every
+                class any more; nothing is changed then.
         """
-        self._change(classes=self.classes + list(classes), statistics_bytes=statistics_bytes)
+        if list(classes[: len(self.classes)]) != self.classes:
+            moved = next((a, b) for a, b in zip_longest(self.classes, classes) if a != b)
+            raise ValueError(
+                f"Expected the classes that the memory knows in their order, then new ones, but got {moved[1]!r} "
+                f"instead of {moved[0]!r}. Pass `model.config.classes` of the model that the memory belongs to."
+            )
+        self._change(classes=list(classes), statistics_bytes=statistics_bytes)
 
     def set_budget(self, budget: int | None) -> None:
         """Set another budget, and drop codes that exceed it.

@@ -10,7 +10,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import ModelOutput
 
-FAULTS = (  # what code that is not ours may raise for a network, a file or an input that does not fit
+FOREIGN_ERRORS = (  # what other libraries raise for a network, a file or an input that does not fit
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -22,7 +22,10 @@ FAULTS = (  # what code that is not ours may raise for a network, a file or an i
 )
 CLASS_TOKENS = ("cls_token", "class_token", "class_embedding", "cls_embedding")
 POOLERS = ("pooler", "head")  # what makes `pooler_output`, where that has weights of its own
-RUNNING = ("running_", "num_batches_tracked")  # how names of buffers start that a forward pass in training changes
+RUNNING_BUFFERS = (
+    "running_",
+    "num_batches_tracked",
+)  # how names of buffers start that a forward pass in training changes
 
 
 def backbone_class(config: PreTrainedConfig):
@@ -46,7 +49,7 @@ def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
     build = backbone_class(config)
     try:
         return AutoModel.from_config(config) if build is AutoModel else build._from_config(config)
-    except FAULTS as error:
+    except FOREIGN_ERRORS as error:
         raise ValueError(f"`backbone_config` must describe a backbone, but {first_line(error)}") from error
 
 
@@ -125,7 +128,7 @@ def find_pooling(
     _check_inputs(backbone)
     if checks:
         _check_patches(backbone, image_size)
-    outputs = _look(backbone, image_size)
+    outputs = _outputs_of_black_images(backbone, image_size)
     found = _poolings(backbone, outputs)
     if not found:
         raise ValueError(
@@ -166,7 +169,7 @@ def has_class_token(backbone: PreTrainedModel) -> bool:
 
 
 def is_on_meta(backbone: nn.Module) -> bool:
-    """Return whether a backbone has shapes only, because its weights are still to be loaded."""
+    """Return whether a backbone has no weights yet, only shapes (the meta device)."""
     return any(parameter.is_meta for parameter in backbone.parameters())
 
 
@@ -186,22 +189,22 @@ def own_image_size(config: PreTrainedConfig) -> int | None:
     return size
 
 
-def hold_running_statistics(backbone: nn.Module) -> None:
-    """Put all modules whose running statistics a forward pass would change into evaluation mode."""
+def freeze_running_statistics(backbone: nn.Module) -> None:
+    """Put all modules with running statistics into evaluation mode, so that a forward pass does not change them."""
     for module in backbone.modules():
-        if any(name.startswith(RUNNING) for name, _ in module.named_buffers(recurse=False)):
+        if any(name.startswith(RUNNING_BUFFERS) for name, _ in module.named_buffers(recurse=False)):
             module.eval()
 
 
 class OneTimeCache(dict):
-    """A dictionary that gives an entry back once, so that nothing outlives the forward pass that it was made for."""
+    """A dictionary that drops an entry when it is read, so that nothing outlives its forward pass."""
 
     def __getitem__(self, key):
         return self.pop(key)
 
 
-def disarm_caches(backbone: nn.Module) -> None:
-    """Replace caches of what depends on weights, as LeViT has: they would outlive new weights, and gradients."""
+def disable_caches(backbone: nn.Module) -> None:
+    """Replace caches of values that depend on weights, as in LeViT: they would keep old values and gradients."""
     for module in backbone.modules():
         if type(vars(module).get("attention_bias_cache")) is dict:
             module.attention_bias_cache = OneTimeCache()
@@ -242,7 +245,7 @@ def _check_patches(backbone: PreTrainedModel, image_size: int) -> None:
 
 
 @torch.no_grad()
-def _look(backbone: PreTrainedModel, image_size: int) -> ModelOutput:
+def _outputs_of_black_images(backbone: PreTrainedModel, image_size: int) -> ModelOutput:
     """Return what a backbone in evaluation mode gives for two black images."""
     was_training = backbone.training
     backbone.eval()
@@ -252,7 +255,7 @@ def _look(backbone: PreTrainedModel, image_size: int) -> ModelOutput:
             outputs = make_call(backbone, image_size, "pooler").outputs(backbone, images)
             if not isinstance(outputs, ModelOutput):
                 raise TypeError(f"it gives a {type(outputs).__name__}")
-    except FAULTS as error:
+    except FOREIGN_ERRORS as error:
         raise ValueError(
             f"Expected a backbone that turns images of 3 x {image_size} x {image_size} into features, but "
             f"{type(backbone).__name__} does not ({first_line(error)}). Choose another `image_size` or "

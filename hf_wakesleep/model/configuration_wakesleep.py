@@ -1,4 +1,4 @@
-"""WakeSleepConfig: everything that fixes the shape and the input of a wake-sleep image classifier."""
+"""WakeSleepConfig: the configuration of the model, with its backbone, its images and the order of its classes."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 POOLINGS = ("pooler", "cls", "mean")
 CLASSIFIERS = ("linear", "cosine")
-VISION_PARTS = ("vision_config", "image_config")  # of the configuration of a model with several towers
+VISION_CONFIGS = ("vision_config", "image_config")  # of the configuration of a model with several towers
 
 # A configuration comes from strangers, and a model is built from it before its weights are looked at.
 MAX_CLASSES = 100_000
@@ -160,9 +160,9 @@ def vision_part(config: PreTrainedConfig) -> PreTrainedConfig:
         ValueError: If it has no such tower, or one that transformers does not build alone.
     """
     parts = type(config).sub_configs
-    if not {"text_config", *VISION_PARTS} & set(parts):
+    if not {"text_config", *VISION_CONFIGS} & set(parts):
         return config
-    tower = next((getattr(config, name) for name in VISION_PARTS if name in parts), None)
+    tower = next((getattr(config, name) for name in VISION_CONFIGS if name in parts), None)
     if not isinstance(tower, PreTrainedConfig) or tower.model_type not in CONFIG_MAPPING:
         raise ValueError(
             f"`backbone_config` must have a part that looks at images, got {type(config).__name__} with "

@@ -15,7 +15,7 @@ MEMORY_FILES = (
     "memory/memory.json",
 )
 HISTORY_FILES = ("history.json",)
-SEALED_FILES = (*WEIGHT_FILES, *MEMORY_FILES, *HISTORY_FILES, "preprocessor_config.json", "*_wakesleep.py")
+CHECKED_FILES = (*WEIGHT_FILES, *MEMORY_FILES, *HISTORY_FILES, "preprocessor_config.json", "*_wakesleep.py")
 
 
 def file_digest(path: Path) -> str:
@@ -28,17 +28,17 @@ def file_digest(path: Path) -> str:
 
 
 def write_digests(folder: str | Path) -> None:
-    """Write the digests of all sealed files that a folder holds; last of all, when everything else is in it."""
-    digests = {name: file_digest(Path(folder, name)) for name in _present(Path(folder), SEALED_FILES)}
+    """Write the digests of the checked files in a folder; call it last, when everything else is written."""
+    digests = {name: file_digest(Path(folder, name)) for name in _present(Path(folder), CHECKED_FILES)}
     Path(folder, DIGESTS_NAME).write_text(json.dumps({"sha256": digests}, indent=1) + "\n", encoding="utf-8")
 
 
-def check_digests(folder: str | Path, patterns: Iterable[str] = SEALED_FILES) -> None:
+def check_digests(folder: str | Path, patterns: Iterable[str] = CHECKED_FILES) -> None:
     """Compare the files of a folder with its digests; a folder without `digests.json` is not checked.
 
     Args:
         folder (`str` or `Path`): A stage, or any folder that a model was saved in.
-        patterns (`Iterable[str]`): Which files, relative to the folder; all sealed ones by default.
+        patterns (`Iterable[str]`): Which files, relative to the folder; all of `CHECKED_FILES` by default.
 
     Raises:
         ValueError: If a file is not the one that was written, is missing, or has been added.

@@ -11,10 +11,10 @@ from transformers.utils import ModelOutput
 
 from .backbone_wakesleep import (
     build_backbone,
-    disarm_caches,
+    disable_caches,
     drop_pooler,
     find_pooling,
-    hold_running_statistics,
+    freeze_running_statistics,
     is_on_meta,
     make_call,
 )
@@ -57,16 +57,16 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
         super().__init__(config)
         self.backbone = build_backbone(config.backbone_config) if backbone is None else backbone
         self.trains_backbone = True
-        self._settle_features()
+        self._set_feature_config()
         if config.pooling != "pooler":
             drop_pooler(self.backbone)
         self._call_backbone = make_call(self.backbone, config.image_size, config.pooling)
         self.head = SemiParametricHead(config, config.feature_dim)
         self.post_init()
-        disarm_caches(self.backbone)
+        disable_caches(self.backbone)
 
-    def _settle_features(self) -> None:
-        """Write into the configuration how an image becomes a feature, and how wide that is."""
+    def _set_feature_config(self) -> None:
+        """Set `pooling` and `feature_dim` of the configuration."""
         config = self.config
         if not is_on_meta(self.backbone):
             pooling, width = find_pooling(
@@ -171,9 +171,9 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
     def train(self, mode: bool = True) -> "WakeSleepForImageClassification":
         """Set the mode as `nn.Module.train` does; running statistics of a backbone that is not trained stay."""
         super().train(mode)
-        disarm_caches(self.backbone)  # loading makes new ones
+        disable_caches(self.backbone)  # loading makes new ones
         if not self.trains_backbone:
-            hold_running_statistics(self.backbone)
+            freeze_running_statistics(self.backbone)
         return self
 
     def grow(self, classes: list[str], generator: torch.Generator | None = None) -> None:

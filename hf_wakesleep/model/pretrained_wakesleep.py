@@ -1,4 +1,4 @@
-"""PretrainedBackbone: a backbone with its weights, and how it wants its images, from the Hub or a folder."""
+"""PretrainedBackbone: loads a backbone from the Hub or a folder, with its weights and the images that it expects."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .backbone_wakesleep import (
-    FAULTS,
+    FOREIGN_ERRORS,
     POOLERS,
     backbone_class,
     first_line,
@@ -16,7 +16,7 @@ from .backbone_wakesleep import (
 )
 from .configuration_wakesleep import WakeSleepConfig, vision_part
 
-UNUSED = ("mask_token", "num_batches_tracked")  # how names of weights end that features do not depend on
+UNUSED_WEIGHTS = ("mask_token", "num_batches_tracked")  # how names of weights end that features do not depend on
 
 _TOWER = r"^(model\.)?(vision_model|image_model|vision_tower)\.(vision_model\.)?"
 KEY_MAPPINGS = (  # from names of weights in a file that holds several towers to those of the one that looks at images
@@ -95,7 +95,7 @@ def _load_config(name_or_path: str, download: dict) -> PreTrainedConfig:
             f"Expected the Hub name or the folder of a backbone, got {str(name_or_path)!r}, which is neither "
             f"({first_line(error)})."
         ) from error
-    except FAULTS as error:
+    except FOREIGN_ERRORS as error:
         raise ValueError(
             f"Expected the Hub name or the folder of a backbone, got {str(name_or_path)!r} ({first_line(error)})."
         ) from error
@@ -123,7 +123,7 @@ def _load_network(
         raise OSError(
             f"Expected weights of a backbone in {name_or_path}, in safetensors files ({first_line(error)})."
         ) from error
-    except (*FAULTS, SafetensorError) as error:
+    except (*FOREIGN_ERRORS, SafetensorError) as error:
         raise ValueError(
             f"Expected a backbone for images of {image_size} pixels in {name_or_path}, but it cannot be loaded "
             f"({first_line(error)}). Choose another one, or another `image_size`."
@@ -142,7 +142,7 @@ def _load_network(
 
 
 def _missing(info: dict) -> list[str]:
-    return sorted(name for name in info["missing_keys"] if not name.endswith(UNUSED))
+    return sorted(name for name in info["missing_keys"] if not name.endswith(UNUSED_WEIGHTS))
 
 
 def _lost(info: dict) -> list[str]:
@@ -162,7 +162,7 @@ def _transformers_images(name_or_path: str, config: PreTrainedConfig, given: dic
                 f"Expected an image processor beside the backbone in {name_or_path} ({first_line(error)}). Pass "
                 f"{lacking} instead."
             ) from error
-        except FAULTS as error:
+        except FOREIGN_ERRORS as error:
             raise ValueError(
                 f"Expected an image processor beside the backbone in {name_or_path}, got none that loads "
                 f"({first_line(error)})."
@@ -201,7 +201,7 @@ def _timm_args(config: PreTrainedConfig, image_size: int | None, own_size: int) 
                 AutoModel.from_config(trial)
         except TypeError:
             continue
-        except FAULTS as error:
+        except FOREIGN_ERRORS as error:
             raise ValueError(
                 f"Expected a backbone that takes images of `image_size` {image_size}, but timm does not build "
                 f"{config.architecture} for them ({first_line(error)})."

@@ -1,4 +1,4 @@
-"""Model card: the README of a stage, a pure function of facts."""
+"""Model card: collects the facts of a stage and renders its README from them."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from ..memory.memory import SemiParametricMemory
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from .history import History
 
-LONG = 20  # classes in a cell or rows of a table; more are folded
+LONG = 20  # classes in a cell or rows of a table; longer ones are folded
 
 AVERAGES = ("average_accuracy", "pooled_accuracy", "average_incremental_accuracy", "forgetting")  # in `model-index`
 
@@ -102,7 +102,7 @@ def render_model_card(facts: CardFacts) -> str:
 
 
 def _unknown(history: dict) -> dict[str, int]:
-    """Return of how many classes and tasks the accuracy is unknown at this stage."""
+    """Return for how many classes and tasks the accuracy is unknown at this stage."""
     if not history["records"]:
         return {"classes": 0, "tasks": 0}
     records, last = history["records"], history["records"][-1]

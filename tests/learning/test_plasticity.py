@@ -8,7 +8,7 @@ from transformers import LevitConfig, ResNetConfig, TimmWrapperConfig
 
 from hf_wakesleep import ClassIncrementalStream, WakeSleepConfig, WakeSleepForImageClassification
 from hf_wakesleep.learning.plasticity import parameter_groups, set_plasticity
-from hf_wakesleep.model.backbone_wakesleep import hold_running_statistics
+from hf_wakesleep.model.backbone_wakesleep import freeze_running_statistics
 
 
 def test_optimizer_groups_hold_every_trainable_weight_once(make_model):
@@ -81,7 +81,7 @@ def test_every_kind_of_running_statistics_is_held(norm):
         before = {name: value.clone() for name, value in norm.named_buffers()}
         norm.train()
         if held:
-            hold_running_statistics(norm)
+            freeze_running_statistics(norm)
         norm(torch.randn(2, 4, 3, 3))
         assert all(torch.equal(value, before[name]) for name, value in norm.named_buffers()) == held
 

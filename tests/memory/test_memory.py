@@ -18,7 +18,7 @@ from hf_wakesleep.memory.table import INDEX_BYTES
 
 def filled(budget=None, per_class=(5, 5, 5), codec=None):
     memory = SemiParametricMemory(codec or RawCodec(), budget)
-    memory.add_classes([f"class {index}" for index in range(len(per_class))], statistics_bytes=100)
+    memory.set_classes([f"class {index}" for index in range(len(per_class))], statistics_bytes=100)
     labels = np.repeat(np.arange(len(per_class)), per_class)
     memory.write(memory.codec.encode(images_of(len(labels))), labels, task=0)
     return memory
@@ -36,7 +36,7 @@ def test_the_budget_holds_at_all_times_and_classes_stay_balanced(tasks, extra, s
     memory = SemiParametricMemory(RawCodec(), floor + 12 * 120 + extra)
     for number, sizes in enumerate(tasks):
         first = len(memory.classes)
-        memory.add_classes([f"c{first + index}" for index in range(len(sizes))], statistics_bytes=0)
+        memory.set_classes([f"c{index}" for index in range(first + len(sizes))], statistics_bytes=0)
         labels = np.repeat(np.arange(first, first + len(sizes)), sizes)
         codes = [generator.bytes(int(generator.integers(1, 100))) for _ in labels]
         memory.write(codes, labels, number)
@@ -54,7 +54,7 @@ def test_the_budget_holds_at_all_times_and_classes_stay_balanced(tasks, extra, s
 def test_every_byte_on_disk_is_counted(tmp_path, per_class, num_tasks, largest):
     generator = np.random.default_rng(0)
     memory = SemiParametricMemory(RawCodec())
-    memory.add_classes([f"class {index}" for index in range(len(per_class))], statistics_bytes=0)
+    memory.set_classes([f"class {index}" for index in range(len(per_class))], statistics_bytes=0)
     labels = np.repeat(np.arange(len(per_class)), per_class)
     for task in range(num_tasks):
         part = labels[labels % num_tasks == task]
@@ -85,13 +85,13 @@ def test_num_bytes_adds_up():
 def test_a_budget_too_small_for_one_code_per_class_changes_nothing():
     memory = filled(budget=20_000)
     before = memory.num_bytes, memory.labels.copy(), list(memory.classes)
-    memory.add_classes(["new"], statistics_bytes=100)
+    memory.set_classes([*memory.classes, "new"], statistics_bytes=100)
     with pytest.raises(ValueError, match="`memory_budget` must hold at least one code per class"):
         memory.write([bytes(50_000)], [3], task=1)
     assert memory.num_bytes.codes == before[0].codes
     assert np.array_equal(memory.labels, before[1])
     with pytest.raises(ValueError, match="memory_budget"):
-        memory.add_classes(["newer"], statistics_bytes=30_000)
+        memory.set_classes([*memory.classes, "newer"], statistics_bytes=30_000)
     assert memory.classes == [*before[2], "new"]
 
 
@@ -239,7 +239,7 @@ def test_a_loaded_memory_goes_on_as_if_it_had_never_been_saved(tmp_path):
     memories[1].save(tmp_path)
     memories[1] = SemiParametricMemory.load(tmp_path)
     for memory in memories:
-        memory.add_classes(["new"], statistics_bytes=200)
+        memory.set_classes([*memory.classes, "new"], statistics_bytes=200)
         memory.write(memory.codec.encode(images_of(9, seed=1)), [3] * 9, task=1)
     assert torch.equal(
         memories[0].read(np.arange(len(memories[0])))[0], memories[1].read(np.arange(len(memories[1])))[0]
@@ -285,3 +285,14 @@ def test_files_that_hold_no_memory_are_one_clear_error(tmp_path, damage):
     damage(tmp_path)
     with pytest.raises(ValueError, match="Expected a memory in"):
         SemiParametricMemory.load(tmp_path)
+
+
+@pytest.mark.parametrize("classes", [["b", "a", "c"], ["a"], ["a", "c", "b"], []])
+def test_the_order_of_classes_is_that_of_the_model(classes):
+    memory = SemiParametricMemory(RawCodec(), None, ["a", "b"])
+    with pytest.raises(ValueError, match=r"in their order, then new ones, .*Pass `model.config.classes`"):
+        memory.set_classes(classes, statistics_bytes=7)
+    assert memory.classes == ["a", "b"]
+    assert memory.statistics_bytes == 0
+    memory.set_classes(("a", "b", "c"), statistics_bytes=7)
+    assert memory.classes == ["a", "b", "c"]

@@ -32,7 +32,7 @@ class SMC(Finetune):
     def begin(self, classes):
         """Grow head and memory."""
         super().begin(classes)
-        self.memory.add_classes(classes, 0)
+        self.memory.set_classes([*self.memory.classes, *classes], 0)
 
     def share(self, num_images: int) -> int:
         """Return the images to see in this task, given those of a task on average."""

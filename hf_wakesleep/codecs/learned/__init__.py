@@ -1,1 +1,1 @@
-"""The learned codec: exact networks, a context model and a range coder."""
+"""The learned codec: integer networks, a context model and a range coder."""

@@ -1,4 +1,4 @@
-"""LearnedCodec: images as entropy-coded latents of learned transforms."""
+"""LearnedCodec: neural image compression, from images to entropy-coded latents of learned transforms and back."""
 
 import binascii
 import copy

@@ -1,4 +1,4 @@
-"""CodeHeader: what a code of the learned codec says before its payload."""
+"""CodeHeader: the first bytes of a code of the learned codec, with the size of the image and a checksum."""
 
 import binascii
 import struct

@@ -195,7 +195,7 @@ def test_a_memory_keeps_a_fitted_codec_and_other_codecs_refuse_its_codes(layers,
     images = digits(count=20)
     codec = LearnedCodec().fit(images, steps=2, layers=layers)
     memory = SemiParametricMemory(codec)
-    memory.add_classes(["digit"], 0)
+    memory.set_classes(["digit"], 0)
     memory.write(codec.encode(images), [0] * len(images), task=0)
     assert memory.num_bytes.codec == codec.num_bytes > 0
     memory.save(tmp_path)
