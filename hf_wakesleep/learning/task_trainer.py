@@ -23,7 +23,7 @@ from ..memory.synapses import FrozenEntries, count_entries, make_room
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from ..reporting.history import History, TaskRecord
 from ..stages.checkpoint import drop_checkpoints, is_due
-from ..stages.ingest import Written
+from ..stages.ingest import IngestResult
 from ..stages.known_images import count_evaluated
 from ..stages.stage import Stage, copy_plots, stage_name
 from .arguments import ContinualTrainingArguments
@@ -134,9 +134,9 @@ class TaskTrainer(ClassifierTrainer):
     def _write(self, run: TaskRun) -> None:
         """Write a task into memory and LDA and measure before and after it, or load what came of it."""
         lda, folder = self.model.head.lda, self.checkpoints_folder
-        written = Written.load(folder, run.stopwatch)
+        written = IngestResult.load(folder, run.stopwatch)
         if written is not None:
-            self.memory, run.features_before = written.memory, written.landmarks
+            self.memory, run.features_before = written.memory, written.features
             lda.load_state_dict(written.statistics)
             run.record.set_scores(written.scores)
             return
@@ -148,7 +148,7 @@ class TaskTrainer(ClassifierTrainer):
         run.features_before = self._take_landmarks()
         if self.args.save_strategy != "no" and self.args.should_save:
             scores = run.record.scores()
-            Written(self.memory, lda.state_dict(), run.features_before, scores).save(folder, run.stopwatch)
+            IngestResult(self.memory, lda.state_dict(), run.features_before, scores).save(folder, run.stopwatch)
         self.accelerator.wait_for_everyone()
 
     def _take_landmarks(self) -> torch.Tensor | None:

@@ -22,7 +22,7 @@ from ..stages.checkpoint import (
     drop_later_checkpoints,
     find_resume_point,
 )
-from ..stages.ingest import drop_written
+from ..stages.ingest import drop_ingest
 from ..stages.known_images import eval_sets_of
 from ..stages.protocol import align_tasks, check_same_run, is_same_run, make_protocol, tasks_of
 from ..stages.stage import find_stages, load_stage_state, stage_name, stage_number
@@ -212,7 +212,7 @@ class ContinualTrainer(TaskTrainer):
             there = History.load(output_dir)
             is_same = is_same_run(there.protocol, protocol, number + 1)
             if not is_same or different_settings(there.settings, self._settings):
-                drop_written(checkpoints_of(output_dir, number))
+                drop_ingest(checkpoints_of(output_dir, number))
         self.accelerator.wait_for_everyone()
 
     def _probe_untrained(self, output_dir: Path | None) -> dict[str, float]:

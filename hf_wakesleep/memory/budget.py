@@ -70,7 +70,7 @@ def fitting(labels: np.ndarray, sizes: np.ndarray, room: int, budget: int) -> np
         labels (`numpy.ndarray` of shape `(M,)`): Sorted labels.
         sizes (`numpy.ndarray` of shape `(M,)`): Bytes of each code with its index.
         room (`int`): Bytes to fill.
-        budget (`int`): The whole budget, for the error.
+        budget (`int`): The budget in all, for the error.
 
     Raises:
         ValueError: If not even one code of every class fits.

@@ -1,10 +1,10 @@
 """Checkpoint: a folder from which a run goes on inside a task.
 
-    <output_dir>/checkpoints/task-03/written          what came of writing the task: memory, LDA, landmarks
+    <output_dir>/checkpoints/task-03/ingest           what came of taking the task into memory: memory, LDA, features
                                      checkpoint-10    awake, after step 10: what `Trainer` saves, and factors of LoRA
                                      checkpoint-64    asleep, after step 50 of the sleep that followed 14 steps awake
 
-Steps of sleep count on from the last step awake. All appear whole or not at all, and vanish with the task's stage.
+Steps of sleep count on from the last step awake. All appear complete or not at all, and vanish with the task's stage.
 """
 
 from pathlib import Path
@@ -29,9 +29,9 @@ def checkpoints_of(output_dir: str | Path, task: int) -> Path:
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """Return the whole checkpoints in a folder, by their steps."""
-    whole = [path for path in folder.glob("checkpoint-*") if (path / LAST_WRITTEN).is_file()]
-    return sorted(whole, key=_step)
+    """Return the complete checkpoints in a folder, by their steps."""
+    complete = [path for path in folder.glob("checkpoint-*") if (path / LAST_WRITTEN).is_file()]
+    return sorted(complete, key=_step)
 
 
 def find_resume_point(
@@ -45,7 +45,7 @@ def find_resume_point(
         num_done (`int`): Tasks that the model at hand has behind it.
 
     Raises:
-        ValueError: If the path is neither a stage nor a whole checkpoint.
+        ValueError: If the path is neither a stage nor a complete checkpoint.
     """
     if resume is True:
         stage = next((stage for stage in reversed(find_stages(output_dir)) if stage_number(stage) >= num_done), None)
@@ -60,7 +60,7 @@ def find_resume_point(
         if before is None and num_done != task:
             raise ValueError(
                 f"Expected the stage {stage_name(task - 1)} in {folder.parents[2]}, since {folder} goes on from it, "
-                "but it is not there. Pass the output folder of one whole run."
+                "but it is not there. Pass the output folder of one complete run."
             )
         return (before if num_done < task else None), folder
     raise ValueError(
@@ -138,7 +138,7 @@ def is_due(strategy: str, every: float, step: int, num_steps: int) -> bool:
         strategy (`str`): `save_strategy`; only `"steps"` takes checkpoints inside a sleep.
         every (`float`): `save_steps`: a number of steps or, below 1, a share of them.
         step (`int`): Steps done, from 1.
-        num_steps (`int`): Steps of the whole sleep.
+        num_steps (`int`): Steps of the sleep in all.
     """
     if strategy != "steps":
         return False

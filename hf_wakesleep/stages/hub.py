@@ -22,7 +22,7 @@ from ..model.digests_wakesleep import check_digests
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from ..reporting.card import collect_facts, render_model_card
 from ..reporting.history import HISTORY_NAME, History
-from ..storage.atomic import write_whole
+from ..storage.atomic import write_atomically
 from ..storage.lock import folder_lock
 from .stage import CARD_NAME, STAGE_FILES, find_stages
 
@@ -56,8 +56,8 @@ class Outbox:
     published: dict[str, str] = field(default_factory=dict)
 
     def save(self, output_dir: str | Path) -> None:
-        """Write `hub.json`, whole or not at all."""
-        write_whole(Path(output_dir) / OUTBOX_NAME, (json.dumps(asdict(self), indent=1) + "\n").encode())
+        """Write `hub.json`, complete or not at all."""
+        write_atomically(Path(output_dir) / OUTBOX_NAME, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, output_dir: str | Path) -> "Outbox":

@@ -79,7 +79,7 @@ def align_tasks(stream: TaskStream, history: History) -> list[Task | None]:
     """Return the tasks by their number; `None` for finished tasks whose images are not at hand.
 
     Args:
-        stream ([`TaskStream`]): The whole stream, or the tasks from some finished one, or from the next one, on.
+        stream ([`TaskStream`]): The complete stream, or the tasks from some finished one, or from the next one, on.
         history ([`History`]): What has been learned.
 
     Raises:

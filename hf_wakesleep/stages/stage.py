@@ -1,4 +1,4 @@
-"""Stage: the folder that holds all there is to know after a task; written whole or not at all."""
+"""Stage: the folder that holds all there is to know after a task; written completely or not at all."""
 
 import re
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from ..reporting.card import collect_facts, render_model_card
 from ..reporting.history import HISTORY_NAME, History
 from ..reporting.plots import HISTORY_PLOT_NAME, SYNAPSES_PLOT_NAME, save_history_plot, save_synapses_plot
-from ..storage.atomic import whole_folder, write_whole
+from ..storage.atomic import atomic_folder, write_atomically
 
 MEMORY_FOLDER, CARD_NAME = "memory", "README.md"
 STAGE_FILES = (  # all that a stage holds, and all that is ever published of it
@@ -54,7 +54,7 @@ class Stage:
 
     def save(self, folder: str | Path) -> None:
         """Write the stage to `folder`; it appears when everything is in it, in place of one that is there."""
-        with whole_folder(Path(folder)) as temporary:
+        with atomic_folder(Path(folder)) as temporary:
             self._write(temporary)
 
     def _write(self, temporary: Path) -> None:
@@ -94,7 +94,7 @@ def copy_plots(stage: Path, folder: str | Path) -> None:
     """Copy to a folder what plots a stage has, if there is such a stage."""
     for path in (stage / HISTORY_PLOT_NAME, stage / SYNAPSES_PLOT_NAME):
         if path.is_file():
-            write_whole(Path(folder) / path.name, path.read_bytes())
+            write_atomically(Path(folder) / path.name, path.read_bytes())
 
 
 def load_memory(folder: str | Path) -> SemiParametricMemory | None:

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and files that are read as what they should be."""
+"""Files and folders that appear complete or not at all, and JSON that is checked when it is read."""
 
 import json
 import re
@@ -16,7 +16,7 @@ _DISK_ERROR = re.compile(
     re.IGNORECASE,
 )
 
-_ASIDE = re.compile(r"\.(task-\d{2,}|checkpoint-\d+|written)\.old").fullmatch
+_ASIDE = re.compile(r"\.(task-\d{2,}|checkpoint-\d+|ingest)\.old").fullmatch
 
 
 def temporary_name(path: Path) -> Path:
@@ -64,7 +64,7 @@ def replace_folder(temporary: Path, folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a kill at any moment leaves either the old content or the new.
 
     Args:
@@ -84,7 +84,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty temporary folder, which takes the place of `folder` when the block ends without an error.
 
     Args:
@@ -105,7 +105,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder, if it is there, so that a kill at any moment leaves it whole or gone."""
+    """Remove a folder, if it is there, so that a kill at any moment leaves it complete or gone."""
     if folder.is_dir():
         temporary = temporary_name(folder.with_name(f"{folder.name}.removed"))
         shutil.rmtree(temporary, ignore_errors=True)
@@ -137,7 +137,7 @@ def check_writable(folder: str | Path) -> None:
     probe = Path(folder) / ".writable.tmp"
     with disk_advice(Path(folder)):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        write_whole(probe, b"")
+        write_atomically(probe, b"")
         probe.unlink()
 
 
