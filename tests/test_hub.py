@@ -19,7 +19,7 @@ from hub_endpoint import HubEndpoint, client_environment
 from huggingface_hub import ModelCard
 from sklearn.datasets import load_digits
 
-from hf_wakesleep.stages.hub import Outbox, Publisher, push_pending
+from hf_wakesleep.stages.outbox import Outbox, Publisher, push_pending
 
 pytestmark = pytest.mark.slow
 

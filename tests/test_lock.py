@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from hf_wakesleep.stages.hub import Outbox, push_pending
+from hf_wakesleep.stages.outbox import Outbox, push_pending
 from hf_wakesleep.storage import lock
 from hf_wakesleep.storage.lock import folder_lock
 

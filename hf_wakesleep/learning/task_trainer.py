@@ -23,8 +23,8 @@ from ..memory.synapses import FrozenEntries, count_entries, make_room
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from ..reporting.history import History, TaskRecord
 from ..stages.checkpoint import drop_checkpoints, is_due
+from ..stages.eval_sets import count_evaluated
 from ..stages.ingest import IngestResult
-from ..stages.known_images import count_evaluated
 from ..stages.stage import Stage, copy_plots, stage_name
 from .arguments import ContinualTrainingArguments
 from .callbacks import GuardCallback, SleepCallback

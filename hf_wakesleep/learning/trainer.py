@@ -22,8 +22,8 @@ from ..stages.checkpoint import (
     drop_later_checkpoints,
     find_resume_point,
 )
+from ..stages.eval_sets import eval_sets_of
 from ..stages.ingest import drop_ingest
-from ..stages.known_images import eval_sets_of
 from ..stages.protocol import align_tasks, check_same_run, is_same_run, make_protocol, tasks_of
 from ..stages.stage import find_stages, load_stage_state, stage_name, stage_number
 from .arguments import ContinualTrainingArguments
