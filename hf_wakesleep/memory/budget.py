@@ -40,7 +40,7 @@ def parse_bytes(size: str | int | None) -> int | None:
     """Return a number of bytes from `"20MB"`, `"512KB"`, `"1GiB"` or a plain number; `None` stays `None`.
 
     Raises:
-        ValueError: If it is not a size.
+        ValueError: If `size` is none of these.
     """
     if size is None:
         return None
@@ -70,7 +70,7 @@ def fitting(labels: np.ndarray, sizes: np.ndarray, room: int, budget: int) -> np
         labels (`numpy.ndarray` of shape `(M,)`): Sorted labels.
         sizes (`numpy.ndarray` of shape `(M,)`): Bytes of each code with its index.
         room (`int`): Bytes to fill.
-        budget (`int`): The budget in all, for the error.
+        budget (`int`): The budget of the memory, for the error.
 
     Raises:
         ValueError: If not even one code of every class fits.

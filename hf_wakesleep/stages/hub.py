@@ -15,7 +15,7 @@ DATA_FILE = r"It seems that you are about to commit a data file \(memory/codes\.
 
 
 class TagTakenError(ValueError):
-    """The repository has a tag of that name on another history: it holds another run."""
+    """A tag of that name exists in the repository, but on a stage of another run."""
 
 
 def publish_stage(
@@ -27,7 +27,7 @@ def publish_stage(
     private: bool | None = None,
     token: str | None = None,
 ) -> str:
-    """Send one stage to the Hub as one commit and tag it; a stage that is there already is not sent again.
+    """Send one stage to the Hub as one commit and tag it, unless it is there already.
 
     Args:
         folder (`str` or `Path`): The stage.
@@ -71,7 +71,7 @@ def publish_stage(
 def push_card(
     model: WakeSleepForImageClassification, repo_id: str, *, revision: str | None = None, token: str | None = None
 ) -> None:
-    """Write the card of a model on its own, outside any stage, to its repository.
+    """Send the card of a model, without a stage, to its repository.
 
     Args:
         model ([`WakeSleepForImageClassification`]): The model.

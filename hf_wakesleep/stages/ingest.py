@@ -1,4 +1,4 @@
-"""IngestResult: what came of writing a task into memory, kept so that it need not be done again."""
+"""IngestResult: memory and statistics after a task was ingested, kept so that a resumed run need not do it again."""
 
 import json
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ LDA_NAME, FEATURES_NAME, SCORES_NAME = "lda.safetensors", "features.safetensors"
 
 @dataclass(frozen=True)
 class IngestResult:
-    """What came of writing a task.
+    """Memory and statistics after the images of a task were written into them.
 
     Args:
         memory ([`SemiParametricMemory`], *optional*): The memory.
-        statistics (`dict[str, torch.Tensor]`): State of LDA.
+        statistics (`dict[str, torch.Tensor]`): State of LDA's statistics.
         features (`torch.Tensor` of shape `(M, D)`, *optional*): Features of the remembered images on which drift is
             measured, taken when `statistics` were right.
-        scores (`dict`): What was measured before and after it, JSON-able.
+        scores (`dict`): Accuracies measured before and after, JSON-able.
     """
 
     memory: SemiParametricMemory | None
@@ -37,7 +37,7 @@ class IngestResult:
     scores: dict
 
     def save(self, folder: Path, stopwatch: Stopwatch) -> None:
-        """Keep it, and how long it took, among the checkpoints of the task in a folder."""
+        """Write it, with the seconds so far, to the `ingest` folder among the checkpoints of the task."""
         with atomic_folder(folder / INGEST_FOLDER) as temporary:
             if self.memory is not None:
                 self.memory.save(temporary / MEMORY_FOLDER)
@@ -50,7 +50,7 @@ class IngestResult:
 
     @classmethod
     def load(cls, folder: Path, stopwatch: Stopwatch) -> "IngestResult | None":
-        """Return what `save` kept in a folder, and let the stopwatch go on from there; `None` if nothing is kept."""
+        """Return what `save` wrote and set the stopwatch to its seconds; `None` if there is nothing."""
         folder = folder / INGEST_FOLDER
         if not folder.is_dir():
             return None
@@ -62,7 +62,7 @@ class IngestResult:
 
 
 def drop_ingest(folder: Path) -> None:
-    """Remove what was kept of a task that has changed since, from among its checkpoints in a folder; say so."""
+    """Remove the `ingest` folder among the checkpoints of a task that has changed since, and log it."""
     if (folder / INGEST_FOLDER).is_dir():
         logger.warning(f"{folder / INGEST_FOLDER} is removed: the task has changed, and is written into memory anew.")
         remove_folder(folder / INGEST_FOLDER)

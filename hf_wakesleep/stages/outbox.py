@@ -1,8 +1,8 @@
-"""Outbox: the stages of an output folder on their way to the Hub, each as one commit and one tag, in their order.
+"""Outbox: sends the stages of an output folder to the Hub in order, each as one commit and one tag.
 
     python -m hf_wakesleep push OUTPUT_DIR
 
-sends what an earlier run could not. What has been sent stands in `hub.json` beside the stages; no token does.
+sends what an earlier run could not. The file `hub.json` beside the stages lists what has arrived; it holds no token.
 """
 
 import json
@@ -31,7 +31,7 @@ NETWORK_ERRORS = (HTTPError, OSError, RuntimeError)  # the last as hf_xet report
 
 @dataclass
 class Outbox:
-    """Where the stages of an output folder go, and which have arrived.
+    """Where the stages of an output folder are sent, and which have arrived.
 
     Args:
         repo_id (`str`): Repository, with or without the name of its owner.
@@ -46,7 +46,7 @@ class Outbox:
     published: dict[str, str] = field(default_factory=dict)
 
     def save(self, output_dir: str | Path) -> None:
-        """Write `hub.json`, complete or not at all."""
+        """Write `hub.json`; a kill at any moment leaves the old file or the new."""
         write_atomically(Path(output_dir) / OUTBOX_NAME, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
     @classmethod
@@ -75,21 +75,21 @@ def push_pending(
     wait: Callable[[float], object] = time.sleep,
     show_progress: bool = True,
 ) -> list[str]:
-    """Send all stages of an output folder that have not arrived yet, in their order; stop at the first that fails.
+    """Send all stages of an output folder that have not arrived yet, in order; stop at the first that fails.
 
-    The folder is held while that goes on, so that no run writes to it.
+    The folder is locked meanwhile, so that no run writes to it.
 
     Args:
         output_dir (`str` or `Path`): Output folder of a run, with `hub.json`.
         token (`str`, *optional*): Token, if not that of the logged-in user.
-        wait (`Callable`, *optional*): Called with the seconds to wait before another attempt.
+        wait (`Callable`, *optional*): Called before another attempt with the seconds to wait.
         show_progress (`bool`, defaults to `True`): Whether to show a progress bar.
 
     Returns:
         `list[str]`: Tags of the stages that are still to be sent.
 
     Raises:
-        ValueError: If there is no outbox in the folder, or a run that is still alive writes to it.
+        ValueError: If there is no `hub.json` in the folder, or a run that is still alive writes to it.
     """
     outbox = Outbox.load(output_dir)
     with folder_lock(output_dir):
@@ -115,14 +115,14 @@ def _push_pending(
 
 
 class Publisher:
-    """Sends stages in the background, while the next task is learned.
+    """Sends stages in the background while the next task is learned.
 
     Args:
         output_dir (`str` or `Path`): Output folder of the run.
         repo_id (`str`): Repository.
         revision (`str`, *optional*): Branch.
         private (`bool`, *optional*): Whether a new repository is private.
-        token (`str`, *optional*): Token; it is kept in memory only.
+        token (`str`, *optional*): Token; it is never written to disk.
 
     Raises:
         ValueError: If the stages of that folder go to another repository.
@@ -152,7 +152,7 @@ class Publisher:
         self._closing = threading.Event()
 
     def publish(self) -> None:
-        """Send what is pending, in the background; returns at once."""
+        """Start to send what is pending in the background, and return at once."""
         if not (self.output_dir / OUTBOX_NAME).is_file():
             self._outbox.save(self.output_dir)
         self._wanted.set()
@@ -161,7 +161,7 @@ class Publisher:
             self._thread.start()
 
     def finish(self, show_progress: bool = True) -> list[str]:
-        """Wait for what is under way, try once more what failed, and return the tags that are still to be sent."""
+        """Wait for the background, try once more what failed, and return the tags that are still to be sent."""
         if self._thread is not None:
             self._closing.set()
             self._thread.join()
@@ -186,7 +186,7 @@ class Publisher:
 def _publish_with_retries(
     stage: Path, outbox: Outbox, token: str | None, wait: Callable[[float], object]
 ) -> str | None:
-    """Return the commit of a stage, or `None` if it has to wait for another time."""
+    """Send a stage and return its commit; `None` if that failed and it is left for later."""
     for attempt in range(ATTEMPTS):
         try:
             return publish_stage(

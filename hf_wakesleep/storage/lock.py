@@ -1,4 +1,4 @@
-"""folder_lock: one run at a time writes to a folder."""
+"""Lock on an output folder: only one run at a time writes to it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -7,21 +7,21 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 LOCK_NAME = ".lock"
-_PATIENCE = 10  # seconds in which a run that was killed ends
+_PATIENCE = 10  # seconds to wait for a run that is ending
 
 
 @contextmanager
 def folder_lock(folder: str | Path) -> Iterator[None]:
-    """Hold a folder for this process while the block runs; the lock goes with the process, however that ends.
+    """Lock a folder for this process while the block runs; the lock also ends when the process is killed.
 
-    Where the file system has no locks, nothing is checked. An empty file `.lock` stands in the folder meanwhile.
-    One that is left over, as after a kill, holds nothing.
+    The empty file `.lock` is in the folder meanwhile. One that is left after a kill locks nothing. On a file system
+    without locks the folder is not locked.
 
     Args:
         folder (`str` or `Path`): An existing folder.
 
     Raises:
-        ValueError: If another run holds it.
+        ValueError: If another run has locked it.
     """
     file = Path(folder) / LOCK_NAME
     # Other users of the folder must be able to open the file. A soft lock would outlive a process that is killed.
