@@ -16,7 +16,7 @@ from huggingface_hub.errors import HTTPError
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..storage.atomic import write_atomically
+from ..storage.atomic import read_json, write_atomically
 from ..storage.lock import folder_lock
 from .hub import publish_stage
 from .stage import find_stages
@@ -63,8 +63,8 @@ class Outbox:
                 "`output_dir`."
             )
         try:
-            return cls(**json.loads(path.read_text()))
-        except (TypeError, json.JSONDecodeError) as error:
+            return cls(**read_json(path))
+        except (TypeError, ValueError) as error:
             raise ValueError(f"Expected an outbox in {path}, which does not hold one ({error!r}).") from error
 
 
