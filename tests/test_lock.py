@@ -84,8 +84,9 @@ def test_nothing_is_checked_where_the_file_system_has_no_locks(tmp_path, monkeyp
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     for _ in range(2):
-        with folder_lock(tmp_path), folder_lock(tmp_path):
-            pass
+        with pytest.raises(KeyError) as caught, folder_lock(tmp_path), folder_lock(tmp_path):
+            raise KeyError
+        assert caught.value.__context__ is None
 
 
 def test_a_forked_process_that_leaves_the_block_does_not_end_the_lock(tmp_path, monkeypatch):

@@ -34,12 +34,11 @@ def folder_lock(folder: str | Path) -> Iterator[None]:
             f"{folder}. Wait until it ends, stop it, or choose another folder."
         ) from None
     except OSError:  # no locks here
-        yield
-        return
+        pass
     try:
         yield
     finally:
-        if lock.is_locked:  # not in a forked process that leaves the block
+        if lock.is_locked:  # not without locks, nor in a forked process that leaves the block
             with suppress(OSError):  # Windows removes it when it is released
                 file.unlink()
             lock.release()
