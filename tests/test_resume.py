@@ -23,6 +23,7 @@ from hf_wakesleep.learning.replay import Replay
 from hf_wakesleep.learning.wake import WakePass
 from hf_wakesleep.stages.checkpoint import SLEEP_NAME, find_checkpoints
 from hf_wakesleep.stages.stage import Stage
+from hf_wakesleep.storage.lock import LOCK_NAME
 
 pytestmark = pytest.mark.slow
 
@@ -365,7 +366,7 @@ def test_a_second_signal_in_a_pass_ends_at_once(make_small, tmp_path, monkeypatc
         process.start()
         process.join()
     assert process.exitcode == -signal.SIGTERM
-    assert [path.name for path in (tmp_path / "stopped").iterdir()] == ["history.json"]
+    assert {path.name for path in (tmp_path / "stopped").iterdir()} == {LOCK_NAME, "history.json"}
 
 
 @pytest.mark.parametrize("point", ["ingest", "checkpoint-6"])
