@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from .model.modeling_wakesleep import WakeSleepOutput
     from .reporting.card import CardFacts, collect_facts, render_model_card
     from .reporting.history import History
-    from .stages.hub import publish_stage, push_card, push_pending
+    from .stages.hub import publish_stage, push_card
+    from .stages.outbox import push_pending
 
 __version__ = "0.2.0"
 
@@ -43,7 +44,8 @@ _MODULES = {
     "model.head_wakesleep": ["SemiParametricHead"],
     "memory.sampling": ["herding_ranks"],
     "reporting.history": ["History"],
-    "stages.hub": ["publish_stage", "push_card", "push_pending"],
+    "stages.hub": ["publish_stage", "push_card"],
+    "stages.outbox": ["push_pending"],
     "codecs.learned.codec": ["LearnedCodec"],
     "memory.memory": ["SemiParametricMemory"],
     "reporting.card": ["CardFacts", "collect_facts", "render_model_card"],

@@ -4,7 +4,7 @@ import argparse
 
 from transformers.utils import logging
 
-from .stages.hub import push_pending
+from .stages.outbox import push_pending
 
 logger = logging.get_logger(__name__)
 

@@ -126,8 +126,8 @@ class Run:
         return self._seconds
 
     def saved(self) -> list[Path]:
-        """Return what a resumed run could go on from: checkpoints, written memories and stages."""
-        patterns = ("task-*", "checkpoints/task-*/written", "checkpoints/task-*/checkpoint-*")
+        """Return what a resumed run could go on from: checkpoints, ingested tasks and stages."""
+        patterns = ("task-*", "checkpoints/task-*/ingest", "checkpoints/task-*/checkpoint-*")
         return [path for pattern in patterns for path in found(self.folder, pattern)]
 
     def phase(self) -> str:
@@ -141,7 +141,7 @@ class Run:
         inside = [path for path in inside if path.parent.name not in done]
         if not inside:
             return "between tasks or writing memory"
-        last = max(inside, key=lambda path: int(path.name.removeprefix("checkpoint-").replace("written", "0")))
+        last = max(inside, key=lambda path: int(path.name.removeprefix("checkpoint-").replace("ingest", "0")))
         return "asleep or after" if (last / "sleep.pt").exists() else "awake"
 
     def outcome(self) -> dict[str, str]:

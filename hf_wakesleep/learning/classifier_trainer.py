@@ -19,7 +19,7 @@ from ..data.images import ImageReader, TaskImages, make_image_processor
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from ..reporting.metrics import confusion_counts
 from ..stages.checkpoint import LAST_WRITTEN, SLEEP_NAME, checkpoints_of, drop_old_checkpoints
-from ..stages.hub import Publisher
+from ..stages.outbox import Publisher
 from ..storage.atomic import check_writable, disk_advice, replace_folder, temporary_name
 from ..storage.lock import folder_lock
 from .arguments import ContinualTrainingArguments

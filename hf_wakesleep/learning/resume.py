@@ -12,7 +12,7 @@ from ..model.configuration_wakesleep import WakeSleepConfig
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from ..reporting.history import HISTORY_NAME, History
 from ..stages.checkpoint import CHECKPOINTS_FOLDER, checkpoints_of, find_resume_point
-from ..stages.ingest import drop_written
+from ..stages.ingest import drop_ingest
 from ..stages.protocol import check_same_run, is_same_run, tasks_of
 from ..stages.stage import find_stages, load_stage_state, stage_folder, stage_name, stage_number
 from .arguments import ContinualTrainingArguments
@@ -140,4 +140,4 @@ def drop_stale(output_dir: Path, history: History, protocol: dict, settings: dic
         there = History.load(output_dir)
         is_same = is_same_run(there.protocol, protocol, number + 1)
         if not is_same or different_settings(there.settings, settings):
-            drop_written(checkpoints_of(output_dir, number))
+            drop_ingest(checkpoints_of(output_dir, number))

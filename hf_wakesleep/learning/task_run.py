@@ -19,7 +19,7 @@ from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from ..reporting.history import History
 from ..reporting.task_record import TaskRecord
 from ..stages.checkpoint import load_sleep, was_wake_stopped
-from ..stages.ingest import Written
+from ..stages.ingest import IngestResult
 from ..stages.stage import stage_name
 from ..stages.stopwatch import Stopwatch
 from .arguments import ContinualTrainingArguments
@@ -119,13 +119,13 @@ class TaskRun:
             folder (`Path`): Where the checkpoints of the task go.
         """
         context, args, lda = self.context, self.context.args, model.head.lda
-        written = Written.load(folder, self._stopwatch)
-        if written is not None:
+        stored = IngestResult.load(folder, self._stopwatch)
+        if stored is not None:
             if context.memory is not None:
-                context.memory.become(written.memory)
-            self._features_before = written.landmarks
-            lda.load_state_dict(written.statistics)
-            self.record.set_scores(written.scores)
+                context.memory.become(stored.memory)
+            self._features_before = stored.features
+            lda.load_state_dict(stored.statistics)
+            self.record.set_scores(stored.scores)
             return
         wake = WakePass(model, context.reader, args, context.accelerator)
         if args.forward_transfer and self.number > 0:
@@ -138,7 +138,7 @@ class TaskRun:
             features = drift_features(model, context.memory, context.reader, self.sleep_config)
             self._features_before = share_tensor(context.accelerator, features)
         if args.save_strategy != "no" and args.should_save:
-            result = Written(context.memory, lda.state_dict(), self._features_before, self.record.scores())
+            result = IngestResult(context.memory, lda.state_dict(), self._features_before, self.record.scores())
             result.save(folder, self._stopwatch)
         context.accelerator.wait_for_everyone()
 

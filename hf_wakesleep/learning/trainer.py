@@ -21,7 +21,7 @@ from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from ..reporting.history import HISTORY_NAME, History
 from ..reporting.task_record import TaskRecord
 from ..stages.checkpoint import checkpoints_of, clean, drop_checkpoints, drop_later_checkpoints, is_due
-from ..stages.known_images import count_evaluated, eval_sets_of
+from ..stages.eval_sets import count_evaluated, eval_sets_of
 from ..stages.protocol import align_tasks, make_protocol
 from ..stages.stage import Stage, copy_plots, load_stage_state, stage_name
 from .arguments import ContinualTrainingArguments

@@ -40,7 +40,7 @@ def parse_bytes(size: str | int | None) -> int | None:
     """Return a number of bytes from `"20MB"`, `"512KB"`, `"1GiB"` or a plain number; `None` stays `None`.
 
     Raises:
-        ValueError: If it is not a size.
+        ValueError: If `size` is none of these.
     """
     if size is None:
         return None
@@ -70,7 +70,7 @@ def fit_to_budget(labels: np.ndarray, sizes: np.ndarray, free_bytes: int, budget
         labels (`numpy.ndarray` of shape `(M,)`): Sorted labels.
         sizes (`numpy.ndarray` of shape `(M,)`): Bytes of each code with its index.
         free_bytes (`int`): Bytes that are left for codes.
-        budget (`int`): The whole budget, for the error.
+        budget (`int`): The budget of the memory, for the error.
 
     Raises:
         ValueError: If not even one code of every class fits.

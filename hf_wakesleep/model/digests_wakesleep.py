@@ -1,4 +1,4 @@
-"""Digests: the SHA-256 of every file that a stage or checkpoint is read from, in `digests.json` beside them."""
+"""Digests: the SHA-256 of every file that is read from a stage or checkpoint, in `digests.json` beside them."""
 
 import hashlib
 import json
@@ -34,14 +34,14 @@ def write_digests(folder: str | Path) -> None:
 
 
 def check_digests(folder: str | Path, patterns: Iterable[str] = CHECKED_FILES) -> None:
-    """Compare the files of a folder with its digests; a folder without `digests.json` is not checked.
+    """Check the files of a folder against its `digests.json`; a folder without that file is not checked.
 
     Args:
         folder (`str` or `Path`): A stage, or any folder that a model was saved in.
         patterns (`Iterable[str]`): Which files, relative to the folder; all of `CHECKED_FILES` by default.
 
     Raises:
-        ValueError: If a file is not the one that was written, is missing, or has been added.
+        ValueError: If a file has changed, is missing or has been added.
     """
     folder, patterns = Path(folder), tuple(patterns)
     if not (folder / DIGESTS_NAME).exists():
@@ -77,5 +77,5 @@ def _present(folder: Path, patterns: Iterable[str]) -> list[str]:
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a name fits a pattern, without a `*` that reaches into folders."""
+    """Whether a name fits a pattern in which `*` matches no `/`."""
     return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from ..model.digests_wakesleep import DIGESTS_NAME, HISTORY_FILES, check_digests
-from ..storage.atomic import read_json, write_whole
+from ..storage.atomic import read_json, write_atomically
 from . import metrics
 from .metrics import is_confusion_counts
 from .task_record import TaskRecord, is_share, nan_to_none, none_to_nan
@@ -111,7 +111,7 @@ class History:
 
     def save(self, folder: str | Path) -> None:
         """Write `history.json`, whole or not at all."""
-        write_whole(Path(folder) / HISTORY_NAME, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
+        write_atomically(Path(folder) / HISTORY_NAME, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, **kwargs) -> "History":

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..storage.atomic import write_whole
+from ..storage.atomic import write_atomically
 from .history import History
 from .panels import TEXT, draw_confusion, draw_curves, draw_memory, draw_tasks, percent_label, size_label
 
@@ -97,7 +97,7 @@ def _save(figure: Figure, path: Path) -> None:
         canvas.draw()
     # Not by `savefig`: without opacity and with less effort to compress it takes a third of the time.
     Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(picture, "PNG", compress_level=3)
-    write_whole(path, picture.getvalue())
+    write_atomically(path, picture.getvalue())
 
 
 def _layout(history: History) -> tuple:

@@ -1,10 +1,11 @@
-"""Checkpoint: a folder from which a run goes on inside a task.
+"""Checkpoint: a folder from which a run resumes inside a task.
 
-    <output_dir>/checkpoints/task-03/written          what came of writing the task: memory, LDA, landmarks
-                                     checkpoint-10    awake, after step 10: what `Trainer` saves, and factors of LoRA
+    <output_dir>/checkpoints/task-03/ingest           what ingesting the task gave: memory, LDA, features, scores
+                                     checkpoint-10    awake, after step 10: what `Trainer` saves, and LoRA factors
                                      checkpoint-64    asleep, after step 50 of the sleep that followed 14 steps awake
 
-Steps of sleep count on from the last step awake. All appear whole or not at all, and vanish with the task's stage.
+The steps of sleep are counted on from the last step awake. Every folder appears complete or not at all. They are all
+removed when the stage of the task is saved.
 """
 
 from pathlib import Path
@@ -24,28 +25,28 @@ LAST_WRITTEN = "trainer_state.json"  # of a checkpoint; without it the checkpoin
 
 
 def checkpoints_of(output_dir: str | Path, task: int) -> Path:
-    """Return the folder of the checkpoints inside a task, counted from 0."""
+    """Return the folder that holds the checkpoints of a task, which is counted from 0."""
     return Path(output_dir) / CHECKPOINTS_FOLDER / stage_name(task)
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """Return the whole checkpoints in a folder, by their steps."""
-    whole = [path for path in folder.glob("checkpoint-*") if (path / LAST_WRITTEN).is_file()]
-    return sorted(whole, key=_step)
+    """Return the complete checkpoints in a folder in the order of their steps."""
+    complete = [path for path in folder.glob("checkpoint-*") if (path / LAST_WRITTEN).is_file()]
+    return sorted(complete, key=_step)
 
 
 def find_resume_point(
     output_dir: str | Path, resume: str | Path | bool, num_done: int
 ) -> tuple[Path | None, Path | None]:
-    """Return the stage and, inside the task after it, the checkpoint to go on from; `None` where there is none.
+    """Return the stage to resume from and the checkpoint inside the task after it; `None` where there is none.
 
     Args:
         output_dir (`str` or `Path`): Where the run writes.
         resume (`str`, `Path` or `bool`): `True` for the last stage and checkpoint in `output_dir`, or the path of one.
-        num_done (`int`): Tasks that the model at hand has behind it.
+        num_done (`int`): Number of tasks that the model has learned.
 
     Raises:
-        ValueError: If the path is neither a stage nor a whole checkpoint.
+        ValueError: If the path is neither a stage nor a complete checkpoint.
     """
     if resume is True:
         stage = next((stage for stage in reversed(find_stages(output_dir)) if stage_number(stage) >= num_done), None)
@@ -60,7 +61,7 @@ def find_resume_point(
         if before is None and num_done != task:
             raise ValueError(
                 f"Expected the stage {stage_name(task - 1)} in {folder.parents[2]}, since {folder} goes on from it, "
-                "but it is not there. Pass the output folder of one whole run."
+                "but it is not there. Pass the output folder of one complete run."
             )
         return (before if num_done < task else None), folder
     raise ValueError(
@@ -70,14 +71,14 @@ def find_resume_point(
 
 
 def drop_old_checkpoints(folder: Path, limit: int | None) -> None:
-    """Remove the oldest checkpoints of a task, so that `limit` are left; `None` or 0 for no limit."""
+    """Remove the oldest checkpoints of a task until `limit` are left; `None` or 0 means no limit."""
     if limit:
         for checkpoint in find_checkpoints(folder)[:-limit]:
             remove_folder(checkpoint)
 
 
 def drop_later_checkpoints(folder: Path, last: Path | None) -> None:
-    """Remove the checkpoints of a task that are later than one, which a run goes on from; all if it is `None`."""
+    """Remove the checkpoints of a task that are later than `last`, where a run resumes; all if it is `None`."""
     for checkpoint in find_checkpoints(folder):
         if last is None or _step(checkpoint) > _step(last):
             logger.warning(f"{checkpoint} is removed, since the run goes on from before it.")
@@ -93,10 +94,10 @@ def drop_checkpoints(output_dir: str | Path, task: int) -> None:
 
 
 def clean(output_dir: str | Path) -> list[Path]:
-    """Remove what a kill has left half-written, and checkpoints of tasks whose stage stands; say so in the log.
+    """Remove what a killed run has left half-written, and the checkpoints of tasks that have a stage; log it.
 
     Returns:
-        `list[Path]`: What was half-written.
+        `list[Path]`: The half-written files and folders.
     """
     output_dir = Path(output_dir)
     tasks = [path for path in output_dir.glob(f"{CHECKPOINTS_FOLDER}/task-*") if path.is_dir()]
@@ -118,13 +119,13 @@ def clean(output_dir: str | Path) -> list[Path]:
 
 
 def load_sleep(checkpoint: str | Path | None) -> dict | None:
-    """Return the state of the sleep that a checkpoint was taken in; `None` if it was taken awake."""
+    """Return the state of the sleep in which a checkpoint was taken; `None` if it was taken awake."""
     path = None if checkpoint is None else Path(checkpoint) / SLEEP_NAME
     return torch.load(path, map_location="cpu", weights_only=True) if path is not None and path.is_file() else None
 
 
 def was_wake_stopped(checkpoint: str | Path | None) -> bool:
-    """Whether a callback had ended wake, before its last step, when a checkpoint was taken."""
+    """Whether a callback had ended wake before its last step when a checkpoint was taken."""
     if checkpoint is None:
         return False
     control = TrainerState.load_from_json(str(Path(checkpoint, LAST_WRITTEN))).stateful_callbacks["TrainerControl"]
@@ -132,13 +133,13 @@ def was_wake_stopped(checkpoint: str | Path | None) -> bool:
 
 
 def is_due(strategy: str, every: float, step: int, num_steps: int) -> bool:
-    """Whether a checkpoint is due after a step of sleep: every `save_steps` of them, and after the last.
+    """Whether a checkpoint is due after a step of sleep: every `save_steps` steps, and after the last.
 
     Args:
         strategy (`str`): `save_strategy`; only `"steps"` takes checkpoints inside a sleep.
         every (`float`): `save_steps`: a number of steps or, below 1, a share of them.
-        step (`int`): Steps done, from 1.
-        num_steps (`int`): Steps of the whole sleep.
+        step (`int`): Number of the step, from 1.
+        num_steps (`int`): Number of steps of the sleep.
     """
     if strategy != "steps":
         return False

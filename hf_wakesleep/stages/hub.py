@@ -1,81 +1,21 @@
-"""Publisher: sends the stages of an output folder to the Hub, each as one commit and one tag, in their order.
+"""Hub: one stage, or the card of a model, sent to its repository."""
 
-    python -m hf_wakesleep push OUTPUT_DIR
-
-sends what an earlier run could not. What has been sent stands in `hub.json` beside the stages; no token does.
-"""
-
-import json
-import threading
-import time
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HTTPError
-from tqdm.auto import tqdm
-from transformers.utils import logging
 
 from ..model.digests_wakesleep import check_digests
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from ..reporting.card import collect_facts, render_model_card
 from ..reporting.history import HISTORY_NAME, History
-from ..storage.atomic import write_whole
-from ..storage.lock import folder_lock
-from .stage import CARD_NAME, STAGE_FILES, find_stages
+from .stage import CARD_NAME, STAGE_FILES
 
-logger = logging.get_logger(__name__)
-
-OUTBOX_NAME = "hub.json"
-ATTEMPTS = 5  # of one stage, before it is left for later
-FIRST_WAIT = 1.0  # seconds before the second attempt; doubled before every further one
 DATA_FILE = r"It seems that you are about to commit a data file \(memory/codes\.parquet\)"  # a warning; it is meant so
-NETWORK_ERRORS = (HTTPError, OSError, RuntimeError)  # the last as hf_xet reports failed transfers
 
 
 class TagTakenError(ValueError):
-    """The repository has a tag of that name on another history: it holds another run."""
-
-
-@dataclass
-class Outbox:
-    """Where the stages of an output folder go, and which have arrived.
-
-    Args:
-        repo_id (`str`): Repository, with or without the name of its owner.
-        revision (`str`, *optional*): Branch; `main` if missing.
-        private (`bool`, *optional*): Whether a new repository is private; the owner's default if missing.
-        published (`dict[str, str]`): Commit of every stage that has arrived, by its tag.
-    """
-
-    repo_id: str
-    revision: str | None = None
-    private: bool | None = None
-    published: dict[str, str] = field(default_factory=dict)
-
-    def save(self, output_dir: str | Path) -> None:
-        """Write `hub.json`, whole or not at all."""
-        write_whole(Path(output_dir) / OUTBOX_NAME, (json.dumps(asdict(self), indent=1) + "\n").encode())
-
-    @classmethod
-    def load(cls, output_dir: str | Path) -> "Outbox":
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: If the file is missing or holds something else.
-        """
-        path = Path(output_dir) / OUTBOX_NAME
-        if not path.is_file():
-            raise ValueError(
-                f"Expected {path}, which does not exist. It is written by a run with `push_to_hub=True`; pass its "
-                "`output_dir`."
-            )
-        try:
-            return cls(**json.loads(path.read_text()))
-        except (TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"Expected an outbox in {path}, which does not hold one ({error!r}).") from error
+    """A tag of that name exists in the repository, but on a stage of another run."""
 
 
 def publish_stage(
@@ -87,7 +27,7 @@ def publish_stage(
     private: bool | None = None,
     token: str | None = None,
 ) -> str:
-    """Send one stage to the Hub as one commit and tag it; a stage that is there already is not sent again.
+    """Send one stage to the Hub as one commit and tag it, unless it is there already.
 
     Args:
         folder (`str` or `Path`): The stage.
@@ -131,7 +71,7 @@ def publish_stage(
 def push_card(
     model: WakeSleepForImageClassification, repo_id: str, *, revision: str | None = None, token: str | None = None
 ) -> None:
-    """Write the card of a model on its own, outside any stage, to its repository.
+    """Send the card of a model, without a stage, to its repository.
 
     Args:
         model ([`WakeSleepForImageClassification`]): The model.
@@ -149,121 +89,6 @@ def push_card(
     )
 
 
-def push_pending(
-    output_dir: str | Path,
-    *,
-    token: str | None = None,
-    wait: Callable[[float], object] = time.sleep,
-    show_progress: bool = True,
-) -> list[str]:
-    """Send all stages of an output folder that have not arrived yet, in their order; stop at the first that fails.
-
-    The folder is held while that goes on, so that no run writes to it.
-
-    Args:
-        output_dir (`str` or `Path`): Output folder of a run, with `hub.json`.
-        token (`str`, *optional*): Token, if not that of the logged-in user.
-        wait (`Callable`, *optional*): Called with the seconds to wait before another attempt.
-        show_progress (`bool`, defaults to `True`): Whether to show a progress bar.
-
-    Returns:
-        `list[str]`: Tags of the stages that are still to be sent.
-
-    Raises:
-        ValueError: If there is no outbox in the folder, or a run that is still alive writes to it.
-    """
-    outbox = Outbox.load(output_dir)
-    with folder_lock(output_dir):
-        return _push_pending(output_dir, outbox, token, wait, show_progress)
-
-
-def _push_pending(
-    output_dir: str | Path,
-    outbox: Outbox,
-    token: str | None,
-    wait: Callable[[float], object] = time.sleep,
-    show_progress: bool = False,
-) -> list[str]:
-    """Send the stages that are not in the outbox yet, and return the tags that are still to be sent."""
-    pending = [stage for stage in find_stages(output_dir) if stage.name not in outbox.published]
-    for position, stage in enumerate(tqdm(pending, desc="pushing stages", disable=not show_progress, leave=False)):
-        commit = _publish_with_retries(stage, outbox, token, wait)
-        if commit is None:
-            return [left.name for left in pending[position:]]
-        outbox.published[stage.name] = commit
-        outbox.save(output_dir)
-    return []
-
-
-class Publisher:
-    """Sends stages in the background, while the next task is learned.
-
-    Args:
-        output_dir (`str` or `Path`): Output folder of the run.
-        repo_id (`str`): Repository.
-        revision (`str`, *optional*): Branch.
-        private (`bool`, *optional*): Whether a new repository is private.
-        token (`str`, *optional*): Token; it is kept in memory only.
-
-    Raises:
-        ValueError: If the stages of that folder go to another repository.
-    """
-
-    def __init__(
-        self,
-        output_dir: str | Path,
-        repo_id: str,
-        *,
-        revision: str | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-    ):
-        self.output_dir = Path(output_dir)
-        self.token = token
-        self._outbox = Outbox(repo_id, revision, private)
-        if (self.output_dir / OUTBOX_NAME).is_file():
-            there = Outbox.load(self.output_dir)
-            if (there.repo_id, there.revision) != (repo_id, revision):
-                raise ValueError(
-                    f"The stages in {self.output_dir} go to {there.repo_id} ({there.revision or 'main'}), got "
-                    f"{repo_id} ({revision or 'main'}). Pass the same, or delete {OUTBOX_NAME} there to send all anew."
-                )
-        self._thread: threading.Thread | None = None
-        self._wanted = threading.Event()
-        self._closing = threading.Event()
-
-    def publish(self) -> None:
-        """Send what is pending, in the background; returns at once."""
-        if not (self.output_dir / OUTBOX_NAME).is_file():
-            self._outbox.save(self.output_dir)
-        self._wanted.set()
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
-            self._thread.start()
-
-    def finish(self, show_progress: bool = True) -> list[str]:
-        """Wait for what is under way, try once more what failed, and return the tags that are still to be sent."""
-        if self._thread is not None:
-            self._closing.set()
-            self._thread.join()
-            self._closing.clear()
-            self._thread = None
-        if not (self.output_dir / OUTBOX_NAME).is_file():
-            return []
-        left = _push_pending(self.output_dir, Outbox.load(self.output_dir), self.token, show_progress=show_progress)
-        if left:
-            logger.warning(
-                f"{len(left)} stages could not be sent to {self._outbox.repo_id} ({', '.join(left)}). They stand in "
-                f"{self.output_dir}; send them with `python -m hf_wakesleep push {self.output_dir}`."
-            )
-        return left
-
-    def _run(self) -> None:
-        while self._wanted.is_set():
-            self._wanted.clear()
-            _push_pending(self.output_dir, Outbox.load(self.output_dir), self.token, self._closing.wait)
-
-
 def _find_published(api: HfApi, repo_id: str, tag: str, folder: Path) -> str | None:
     """Return the commit of a tag that holds this very stage; `None` if there is no such tag."""
     for ref in api.list_repo_refs(repo_id).tags:
@@ -274,30 +99,4 @@ def _find_published(api: HfApi, repo_id: str, tag: str, folder: Path) -> str | N
             raise TagTakenError(
                 f"{repo_id} has a tag {tag!r} of another run. Choose another `hub_model_id`, or delete its tags."
             )
-    return None
-
-
-def _publish_with_retries(
-    stage: Path, outbox: Outbox, token: str | None, wait: Callable[[float], object]
-) -> str | None:
-    """Return the commit of a stage, or `None` if it has to wait for another time."""
-    for attempt in range(ATTEMPTS):
-        try:
-            return publish_stage(
-                stage,
-                outbox.repo_id,
-                tag=stage.name,
-                revision=outbox.revision,
-                private=outbox.private,
-                token=token,
-            )
-        except NETWORK_ERRORS as error:
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            logger.info(f"{stage.name}: attempt {attempt + 1} of {ATTEMPTS} failed ({reason})")
-            if attempt + 1 < ATTEMPTS:
-                wait(FIRST_WAIT * 2**attempt)
-        except ValueError as error:
-            reason = str(error)
-            break
-    logger.warning(f"{stage.name} was not sent to {outbox.repo_id} ({reason}). It is kept and sent later.")
     return None

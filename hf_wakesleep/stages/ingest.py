@@ -1,4 +1,4 @@
-"""Written: what came of writing a task into memory, kept so that it need not be done again."""
+"""IngestResult: memory and statistics after a task was ingested, kept so that a resumed run need not do it again."""
 
 import json
 from dataclasses import dataclass
@@ -9,59 +9,60 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from ..memory.memory import SemiParametricMemory
-from ..storage.atomic import remove_folder, whole_folder
+from ..storage.atomic import atomic_folder, remove_folder
 from .stage import MEMORY_FOLDER, load_memory
 from .stopwatch import Stopwatch
 
 logger = logging.get_logger(__name__)
 
-WRITTEN_FOLDER = "written"
-LDA_NAME, LANDMARKS_NAME, SCORES_NAME = "lda.safetensors", "landmarks.safetensors", "scores.json"
+INGEST_FOLDER = "ingest"
+LDA_NAME, FEATURES_NAME, SCORES_NAME = "lda.safetensors", "features.safetensors", "scores.json"
 
 
 @dataclass(frozen=True)
-class Written:
-    """What came of writing a task.
+class IngestResult:
+    """Memory and statistics after the images of a task were written into them.
 
     Args:
         memory ([`SemiParametricMemory`], *optional*): The memory.
-        statistics (`dict[str, torch.Tensor]`): State of LDA.
-        landmarks (`torch.Tensor` of shape `(M, D)`, *optional*): Features of the landmarks when these were right.
-        scores (`dict`): What was measured before and after it, JSON-able.
+        statistics (`dict[str, torch.Tensor]`): State of LDA's statistics.
+        features (`torch.Tensor` of shape `(M, D)`, *optional*): Features of the remembered images on which drift is
+            measured, taken when `statistics` were right.
+        scores (`dict`): Accuracies measured before and after, JSON-able.
     """
 
     memory: SemiParametricMemory | None
     statistics: dict[str, torch.Tensor]
-    landmarks: torch.Tensor | None
+    features: torch.Tensor | None
     scores: dict
 
     def save(self, folder: Path, stopwatch: Stopwatch) -> None:
-        """Keep it, and how long it took, among the checkpoints of the task in a folder."""
-        with whole_folder(folder / WRITTEN_FOLDER) as temporary:
+        """Write it, with the seconds so far, to the `ingest` folder among the checkpoints of the task."""
+        with atomic_folder(folder / INGEST_FOLDER) as temporary:
             if self.memory is not None:
                 self.memory.save(temporary / MEMORY_FOLDER)
-            if self.landmarks is not None:
-                save_file({"features": self.landmarks.contiguous()}, temporary / LANDMARKS_NAME)
+            if self.features is not None:
+                save_file({"features": self.features.contiguous()}, temporary / FEATURES_NAME)
             statistics = {name: value.contiguous() for name, value in self.statistics.items()}
             save_file(statistics, temporary / LDA_NAME)
             (temporary / SCORES_NAME).write_text(json.dumps(self.scores))
             stopwatch.save(temporary)
 
     @classmethod
-    def load(cls, folder: Path, stopwatch: Stopwatch) -> "Written | None":
-        """Return what `save` kept in a folder, and let the stopwatch go on from there; `None` if nothing is kept."""
-        folder = folder / WRITTEN_FOLDER
+    def load(cls, folder: Path, stopwatch: Stopwatch) -> "IngestResult | None":
+        """Return what `save` wrote and set the stopwatch to its seconds; `None` if there is nothing."""
+        folder = folder / INGEST_FOLDER
         if not folder.is_dir():
             return None
         stopwatch.load(folder)
-        has_landmarks = (folder / LANDMARKS_NAME).is_file()
-        landmarks = load_file(folder / LANDMARKS_NAME)["features"] if has_landmarks else None
+        has_features = (folder / FEATURES_NAME).is_file()
+        features = load_file(folder / FEATURES_NAME)["features"] if has_features else None
         scores = json.loads((folder / SCORES_NAME).read_text())
-        return cls(load_memory(folder), load_file(folder / LDA_NAME), landmarks, scores)
+        return cls(load_memory(folder), load_file(folder / LDA_NAME), features, scores)
 
 
-def drop_written(folder: Path) -> None:
-    """Remove what was kept of a task that has changed since, from among its checkpoints in a folder; say so."""
-    if (folder / WRITTEN_FOLDER).is_dir():
-        logger.warning(f"{folder / WRITTEN_FOLDER} is removed: the task has changed, and is written into memory anew.")
-        remove_folder(folder / WRITTEN_FOLDER)
+def drop_ingest(folder: Path) -> None:
+    """Remove the `ingest` folder among the checkpoints of a task that has changed since, and log it."""
+    if (folder / INGEST_FOLDER).is_dir():
+        logger.warning(f"{folder / INGEST_FOLDER} is removed: the task has changed, and is written into memory anew.")
+        remove_folder(folder / INGEST_FOLDER)

@@ -1,4 +1,4 @@
-"""Protocol: what must not change within a run, and which tasks of a stream a history has behind it."""
+"""Protocol: what must stay the same in a run, above all its tasks, so that it can go on from a stage."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def make_protocol(
     history: History,
     memory: SemiParametricMemory | None,
 ) -> dict:
-    """Return what two runs must share so that one can go on from a stage of the other, JSON-able."""
+    """Return the protocol of a run, JSON-able; a run goes on only from stages of the same protocol."""
     backbone = model.config.backbone_config
     tasks = align_tasks(stream, history)[len(history) :]
     dataset, before = stream.protocol.get("dataset"), _stream_of(history.protocol).get("dataset")
@@ -37,18 +37,18 @@ def make_protocol(
 
 
 def check_same_run(folder: Path, there: dict, here: dict, num_tasks: int | None = None, advice: str = "") -> None:
-    """Compare the protocol of a stage with that of this run.
+    """Refuse a stage or checkpoint whose protocol differs from that of this run.
 
     Args:
         folder (`Path`): The stage or checkpoint.
-        there (`dict`): Its protocol.
-        here (`dict`): That of this run.
-        num_tasks (`int`, *optional*): How many tasks are compared, from the first one on; all if missing. What is not
-            learned yet may change: an image that cannot be read is repaired or dropped.
-        advice (`str`, *optional*): What else to do.
+        there (`dict`): The protocol in it.
+        here (`dict`): The protocol of this run.
+        num_tasks (`int`, *optional*): How many tasks are compared, from the first one on; all if missing. Tasks that
+            are not learned yet may change, as when an image that cannot be read is dropped.
+        advice (`str`, *optional*): More advice for the error, put before its last period.
 
     Raises:
-        ValueError: If they differ, with every difference by name.
+        ValueError: If they differ; the error names every difference.
     """
     if _differences("", _of_tasks(there, num_tasks), _of_tasks(here, num_tasks)):
         differences = _differences("", there, here)
@@ -60,12 +60,12 @@ def check_same_run(folder: Path, there: dict, here: dict, num_tasks: int | None 
 
 
 def is_same_run(there: dict, here: dict, num_tasks: int) -> bool:
-    """Whether two protocols agree in all but the tasks after the first `num_tasks`."""
+    """Whether two protocols agree; of their tasks only the first `num_tasks` are compared."""
     return not _differences("", _of_tasks(there, num_tasks), _of_tasks(here, num_tasks))
 
 
 def tasks_of(protocol: dict) -> list:
-    """Return the fingerprints of the tasks in a protocol, those to come included; none if it holds no such list."""
+    """Return the fingerprints of all tasks in a protocol, learned or not; an empty list if it has none."""
     tasks = _stream_of(protocol).get("tasks")
     return tasks if isinstance(tasks, list) else []
 
@@ -76,14 +76,14 @@ def _stream_of(protocol: dict) -> dict:
 
 
 def align_tasks(stream: TaskStream, history: History) -> list[Task | None]:
-    """Return the tasks by their number; `None` for finished tasks whose images are not at hand.
+    """Return the tasks of a run by their number; `None` for learned tasks that the stream does not bring.
 
     Args:
-        stream ([`TaskStream`]): The whole stream, or the tasks from some finished one, or from the next one, on.
+        stream ([`TaskStream`]): The complete stream, or only its tasks from a learned one or from the next one on.
         history ([`History`]): What has been learned.
 
     Raises:
-        ValueError: If the stream brings again what is known, in another order or with other images.
+        ValueError: If the stream brings known classes or domains in another order or with other images.
     """
     done = [record.fingerprint for record in history.records]
     prints = stream.fingerprints()

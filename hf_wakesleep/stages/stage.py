@@ -1,4 +1,4 @@
-"""Stage: the folder that holds all there is to know after a task; written whole or not at all."""
+"""Stage: the folder saved after a task, with model, processor, memory, history, card and plots."""
 
 import re
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from ..reporting.card import collect_facts, render_model_card
 from ..reporting.history import HISTORY_NAME, History
 from ..reporting.plots import HISTORY_PLOT_NAME, SYNAPSES_PLOT_NAME, save_history_plot, save_synapses_plot
-from ..storage.atomic import whole_folder, write_whole
+from ..storage.atomic import atomic_folder, write_atomically
 
 MEMORY_FOLDER, CARD_NAME = "memory", "README.md"
 STAGE_FILES = (  # all that a stage holds, and all that is ever published of it
@@ -36,7 +36,7 @@ _STAGE = re.compile(r"task-\d{2,}").fullmatch
 
 @dataclass
 class Stage:
-    """What a stage holds.
+    """The content of a stage.
 
     Args:
         model ([`WakeSleepForImageClassification`]): The model after the sleep.
@@ -53,8 +53,8 @@ class Stage:
     repo_id: str | None = None
 
     def save(self, folder: str | Path) -> None:
-        """Write the stage to `folder`; it appears when everything is in it, in place of one that is there."""
-        with whole_folder(Path(folder)) as temporary:
+        """Write the stage to `folder`; it appears, or replaces an older one, when everything is in it."""
+        with atomic_folder(Path(folder)) as temporary:
             self._write(temporary)
 
     def _write(self, temporary: Path) -> None:
@@ -71,17 +71,17 @@ class Stage:
 
 
 def stage_name(number: int) -> str:
-    """Return the folder of the stage after task `number` (from 0): `task-01`, `task-02`, ..."""
+    """Return the folder name of the stage after task `number` (from 0): `task-01`, `task-02`, ..."""
     return f"task-{number + 1:02d}"
 
 
 def stage_number(folder: Path) -> int:
-    """Return the number of the task (from 0) that a stage or its checkpoints are called after."""
+    """Return the number of the task (from 0) in the name of a folder such as `task-01`."""
     return int(folder.name.removeprefix("task-")) - 1
 
 
 def find_stages(output_dir: str | Path) -> list[Path]:
-    """Return the stages in an output folder, in the order of their tasks; the first may come after any task."""
+    """Return the stages in an output folder in the order of their tasks; the first may come after any task."""
     stages = [
         folder
         for folder in Path(output_dir).glob("task-*")
@@ -91,23 +91,23 @@ def find_stages(output_dir: str | Path) -> list[Path]:
 
 
 def copy_plots(stage: Path, folder: str | Path) -> None:
-    """Copy to a folder what plots a stage has, if there is such a stage."""
+    """Copy the plots that a stage has to a folder; do nothing if there is no such stage."""
     for path in (stage / HISTORY_PLOT_NAME, stage / SYNAPSES_PLOT_NAME):
         if path.is_file():
-            write_whole(Path(folder) / path.name, path.read_bytes())
+            write_atomically(Path(folder) / path.name, path.read_bytes())
 
 
 def load_memory(folder: str | Path) -> SemiParametricMemory | None:
-    """Return the memory of a stage; `None` if the run keeps none."""
+    """Return the memory in the folder of a stage; `None` if there is none."""
     folder = Path(folder) / MEMORY_FOLDER
     return SemiParametricMemory.load(folder) if folder.is_dir() else None
 
 
 def stage_folder(model: WakeSleepForImageClassification) -> Path:
-    """Return a folder with history and memory of the stage that a model was loaded from, on disk or on the Hub.
+    """Return the folder of the stage that a model was loaded from; one on the Hub is downloaded.
 
     Args:
-        model ([`WakeSleepForImageClassification`]): What `from_pretrained` gave.
+        model ([`WakeSleepForImageClassification`]): A model from `from_pretrained`.
     """
     folder = Path(model.name_or_path)
     if folder.is_dir() or not model.name_or_path:
@@ -119,7 +119,7 @@ def stage_folder(model: WakeSleepForImageClassification) -> Path:
 def load_stage_state(
     folder: str | Path, model: WakeSleepForImageClassification
 ) -> tuple[History, SemiParametricMemory | None]:
-    """Return history and memory of a stage, which must be those of its model.
+    """Return history and memory of a stage, and check that they belong to its model.
 
     Args:
         folder (`str` or `Path`): The stage.
@@ -147,7 +147,7 @@ def load_stage_state(
 def _check_fit(
     folder: str | Path, model: WakeSleepForImageClassification, history: History, memory: SemiParametricMemory
 ) -> None:
-    """Compare what a memory holds with what its model takes and its history knows."""
+    """Refuse a memory that does not fit the model or the history."""
     side = model.config.image_size
     facts = {
         "codec and budget": (history.protocol.get("memory") == memory.protocol, history.protocol.get("memory")),

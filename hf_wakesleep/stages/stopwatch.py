@@ -1,4 +1,4 @@
-"""Stopwatch: how long each phase of a task takes, over all calls that work on it."""
+"""Stopwatch: the seconds of each phase of a task, counted on when a run resumes."""
 
 import json
 import time
@@ -8,9 +8,9 @@ SECONDS_NAME = "seconds.json"
 
 
 class Stopwatch:
-    """Counts the seconds of a task by phase: awake at first.
+    """Counts the seconds of a task by phase; the first phase is awake.
 
-    What was done between the last checkpoint and a stop is done again, and counts once.
+    A resumed run repeats what was done after the last checkpoint. Those seconds count once.
     """
 
     def __init__(self):
@@ -18,7 +18,7 @@ class Stopwatch:
         self._phase, self._since = "awake", time.perf_counter()
 
     def enter(self, phase: str) -> None:
-        """End the phase at hand and begin another."""
+        """End the current phase and begin another."""
         now = time.perf_counter()
         self._seconds[self._phase] += now - self._since
         self._phase, self._since = phase, now
@@ -29,11 +29,11 @@ class Stopwatch:
         return dict(self._seconds)
 
     def save(self, folder: Path) -> None:
-        """Write `seconds.json`."""
+        """Write `seconds.json` to a folder."""
         (folder / SECONDS_NAME).write_text(json.dumps(self.read()))
 
     def load(self, folder: str | Path) -> None:
-        """Go on from what `save` wrote, if it did, instead of what was counted here."""
+        """Count on from the `seconds.json` in a folder; do nothing if there is none."""
         path = Path(folder) / SECONDS_NAME
         if path.is_file():
             self._seconds = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and files that are read as what they should be."""
+"""Atomic writing of files and folders, and checked reading of JSON."""
 
 import json
 import re
@@ -9,31 +9,31 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-# What the operating system, safetensors and torch say when a disk takes nothing more.
+# Messages of the operating system, safetensors and torch when nothing can be written to a disk.
 _DISK_ERROR = re.compile(
     r"no space left|read-only file system|quota exceeded|input/output error|file write failed|unexpected pos"
     r"|permission denied|not a directory|file exists",
     re.IGNORECASE,
 )
 
-_ASIDE = re.compile(r"\.(task-\d{2,}|checkpoint-\d+|written)\.old").fullmatch
+_ASIDE = re.compile(r"\.(task-\d{2,}|checkpoint-\d+|ingest)\.old").fullmatch
 
 
 def temporary_name(path: Path) -> Path:
-    """Return where a file or folder is written before it takes its place; see [`find_leftovers`]."""
+    """Return the name under which a file or folder is written; [`find_leftovers`] finds it after a kill."""
     return path.with_name(f".{path.name}.tmp")
 
 
 def find_leftovers(folder: Path) -> list[Path]:
-    """Return what a kill has left half-written or half-removed in a folder."""
+    """Return the temporary files and folders that a killed process has left in a folder."""
     return sorted(folder.glob(".*.tmp"))
 
 
 def restore_folders(folder: Path) -> list[Path]:
-    """Put back the stages and checkpoints in a folder that a kill has found while new ones were to replace them.
+    """Put back the stages and checkpoints in a folder that a killed process was about to replace.
 
     Returns:
-        `list[Path]`: Those that are there again.
+        `list[Path]`: The folders that were put back.
     """
     restored = []
     for aside in sorted(path for path in folder.glob(".*.old") if _ASIDE(path.name) and path.is_dir()):
@@ -47,9 +47,9 @@ def restore_folders(folder: Path) -> list[Path]:
 
 
 def replace_folder(temporary: Path, folder: Path) -> None:
-    """Let a complete folder take the place of another, so that a kill at any moment loses at most the new one.
+    """Replace a folder by a complete one.
 
-    After a kill in between, [`restore_folders`] puts the old one back.
+    The old folder is kept until the new one is in place. After a kill in between, [`restore_folders`] puts it back.
     """
     aside = folder.with_name(f".{folder.name}.old")
     if folder.is_dir():
@@ -64,15 +64,15 @@ def replace_folder(temporary: Path, folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a kill at any moment leaves either the old content or the new.
 
     Args:
-        path (`Path`): Where; its folder must exist.
-        content (`bytes`): What.
+        path (`Path`): The file; its folder must exist.
+        content (`bytes`): Its new content.
 
     Raises:
-        OSError: If the disk is full or cannot be written to; the old content is still there.
+        OSError: If the disk is full or cannot be written to; the old content is kept.
     """
     temporary = temporary_name(path)
     with disk_advice(path):
@@ -84,14 +84,14 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder, which takes the place of `folder` when the block ends without an error.
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder that replaces `folder` when the block ends without an error.
 
     Args:
-        folder (`Path`): Where; what is there already is replaced.
+        folder (`Path`): The final folder; one that exists is replaced.
 
     Raises:
-        OSError: If the disk is full or cannot be written to; what was there is still there.
+        OSError: If the disk is full or cannot be written to; the old folder is kept.
     """
     temporary = temporary_name(folder)
     with disk_advice(folder):
@@ -105,7 +105,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder, if it is there, so that a kill at any moment leaves it whole or gone."""
+    """Remove a folder if it exists; a kill at any moment leaves it complete or gone."""
     if folder.is_dir():
         temporary = temporary_name(folder.with_name(f"{folder.name}.removed"))
         shutil.rmtree(temporary, ignore_errors=True)
@@ -115,7 +115,7 @@ def remove_folder(folder: Path) -> None:
 
 @contextmanager
 def disk_advice(path: Path) -> Iterator[None]:
-    """Say what to do when what is written in the block does not fit on the disk or may not be written there."""
+    """Turn an error of a full or read-only disk inside the block into one that says what to do."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -129,20 +129,20 @@ def disk_advice(path: Path) -> Iterator[None]:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Make a folder, and try whether files can be written there.
+    """Create a folder and check that files can be written in it.
 
     Raises:
-        OSError: If not.
+        OSError: If they cannot.
     """
     probe = Path(folder) / ".writable.tmp"
     with disk_advice(Path(folder)):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        write_whole(probe, b"")
+        write_atomically(probe, b"")
         probe.unlink()
 
 
 class _DiskError(OSError):
-    """An error that says what to do already."""
+    """An error of the disk whose message says what to do."""
 
 
 def read_json(path: Path) -> dict:
@@ -152,7 +152,7 @@ def read_json(path: Path) -> dict:
         path (`Path`): An existing file.
 
     Raises:
-        ValueError: If it holds anything else, or numbers that JSON does not know (`NaN`, `Infinity`).
+        ValueError: If the file holds something else, or `NaN` or `Infinity`, which are not JSON.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)

@@ -1,57 +1,44 @@
-"""folder_lock: one run at a time writes to a folder."""
+"""Lock on an output folder: only one run at a time writes to it."""
 
-import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from filelock import FileLock, Timeout
 
-_PATIENCE = 10  # seconds in which the workers of a killed run notice it, and end
+LOCK_NAME = ".lock"
+_PATIENCE = 10  # seconds to wait for a run that is ending
 
 
 @contextmanager
 def folder_lock(folder: str | Path) -> Iterator[None]:
-    """Hold a folder for this process while the block runs; the lock goes with the process, however that ends.
+    """Lock a folder for this process while the block runs; the lock also ends when the process is killed.
 
-    Where the system or the file system has no locks, nothing is checked.
+    The empty file `.lock` is in the folder meanwhile. One that is left after a kill locks nothing. On a file system
+    without locks the folder is not locked.
 
     Args:
-        folder (`str` or `Path`): An existing folder. Nothing is written to it.
+        folder (`str` or `Path`): An existing folder.
 
     Raises:
-        ValueError: If another run holds it.
+        ValueError: If another run has locked it.
     """
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+    file = Path(folder) / LOCK_NAME
+    # Other users of the folder must be able to open the file. A soft lock would outlive a process that is killed.
+    lock = FileLock(file, timeout=_PATIENCE, mode=0o666, poll_interval=0.2, fallback_to_soft=False)
     try:
-        _acquire(descriptor, folder)
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            "Expected an `output_dir` that no other run writes to, but one that is still alive writes to "
+            f"{folder}. Wait until it ends, stop it, or choose another folder."
+        ) from None
+    except OSError:  # no locks here
+        pass
+    try:
         yield
     finally:
-        with suppress(OSError):  # no locks here
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a worker that lives on has inherited it
-        os.close(descriptor)
-
-
-def _acquire(descriptor: int, folder: str | Path) -> None:
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise ValueError(
-                    f"Expected an `output_dir` that no other run writes to, but one that is still alive writes to "
-                    f"{folder}. Wait until it ends, stop it, or choose another folder."
-                ) from None
-            time.sleep(0.2)
-        except OSError:  # no locks here
-            return
-        else:
-            return
+        if lock.is_locked:  # not without locks, nor in a forked process that leaves the block
+            with suppress(OSError):  # Windows removes it when it is released
+                file.unlink()
+            lock.release()

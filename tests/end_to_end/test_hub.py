@@ -19,7 +19,7 @@ from huggingface_hub import ModelCard
 from paths import EXAMPLES, ROOT, TESTS
 from sklearn.datasets import load_digits
 
-from hf_wakesleep.stages.hub import Outbox, Publisher, push_pending
+from hf_wakesleep.stages.outbox import Outbox, Publisher, push_pending
 
 pytestmark = pytest.mark.slow
 
@@ -343,9 +343,10 @@ def test_a_stage_from_the_hub_is_taught_elsewhere_as_if_nothing_had_happened(hub
 def test_a_folder_without_an_outbox_is_one_clear_error(tmp_path):
     with pytest.raises(ValueError, match=r"Expected .*hub\.json, which does not exist"):
         push_pending(tmp_path)
-    (tmp_path / "hub.json").write_text("[1]")
-    with pytest.raises(ValueError, match="does not hold one"):
-        push_pending(tmp_path)
+    for content in (b"[1]", b"{", b"\xff", b'{"repo": "me/digits"}'):
+        (tmp_path / "hub.json").write_bytes(content)
+        with pytest.raises(ValueError, match="Expected an outbox .* does not hold one"):
+            push_pending(tmp_path)
 
 
 def test_stages_that_go_elsewhere_are_not_sent_to_another_repository(tmp_path):

@@ -101,7 +101,7 @@ def test_a_memory_written_from_other_images_is_not_used(make_trainer, data, drop
     stopped.add_callback(StopAt(stopped, task, step=0))
     with pytest.raises(StopError):
         stopped.train()
-    assert (tmp_path / "out" / "checkpoints" / f"task-0{task + 1}" / "written").is_dir()
+    assert (tmp_path / "out" / "checkpoints" / f"task-0{task + 1}" / "ingest").is_dir()
     dropped = stream_of(drop(path_of(data, task)))
     resumed, never = (make_trainer(output_dir=name, stream=dropped, **settings) for name in ("out", "never"))
     resumed.train(resume_from_checkpoint=True)

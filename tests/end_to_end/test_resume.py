@@ -21,6 +21,7 @@ from hf_wakesleep.learning import lda, sleep, task_run
 from hf_wakesleep.learning.wake import WakePass
 from hf_wakesleep.stages import stage
 from hf_wakesleep.stages.checkpoint import SLEEP_NAME, find_checkpoints
+from hf_wakesleep.storage.lock import LOCK_NAME
 
 pytestmark = pytest.mark.slow
 
@@ -304,7 +305,7 @@ def make_small(make_trainer):
 _SMALL = []
 
 SIGNALS = {  # what begins when the signal comes, for the how manieth time, and what is there when the run has stopped
-    "writing memory": (WebPCodec, "encode", 6, {"task-01", "checkpoints/task-02/written"}),
+    "writing memory": (WebPCodec, "encode", 6, {"task-01", "checkpoints/task-02/ingest"}),
     "LDA recomputation": (lda, "memory_features", 2, {"task-01"}),
     "last evaluation": (ContinualTrainer, "prediction_step", 2, {"task-01", "task-02"}),
 }
@@ -334,20 +335,20 @@ def test_a_second_signal_in_a_pass_ends_at_once(make_small, tmp_path, monkeypatc
         process.start()
         process.join()
     assert process.exitcode == -signal.SIGTERM
-    assert [path.name for path in (tmp_path / "stopped").iterdir()] == ["history.json"]
+    assert {path.name for path in (tmp_path / "stopped").iterdir()} == {LOCK_NAME, "history.json"}
 
 
-@pytest.mark.parametrize("point", ["written", "checkpoint-6"])
+@pytest.mark.parametrize("point", ["ingest", "checkpoint-6"])
 def test_seconds_go_on_from_those_before_a_stop(make_small, tmp_path, monkeypatch, point):
     train_until(monkeypatch, make_small("out"), sleep, "update_lda", stop_at(1, None))
     folder = tmp_path / "out" / "checkpoints" / "task-01"
     seconds = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/seconds.json")}
-    assert 0 < seconds["written"]["awake"] < seconds["checkpoint-2"]["awake"] < seconds["checkpoint-4"]["awake"]
+    assert 0 < seconds["ingest"]["awake"] < seconds["checkpoint-2"]["awake"] < seconds["checkpoint-4"]["awake"]
     assert seconds["checkpoint-6"]["awake"] == seconds["checkpoint-8"]["awake"]
     assert seconds["checkpoint-4"]["asleep"] == 0 < seconds["checkpoint-6"]["asleep"]
     (folder / point / "seconds.json").write_text(json.dumps({"awake": 5_000.0, "napping": 3_000.0, "asleep": 0.0}))
     for name in ("checkpoint-2", "checkpoint-4", "checkpoint-6", "checkpoint-8"):
-        if point == "written" or name > point:
+        if point == "ingest" or name > point:
             shutil.rmtree(folder / name)
     resumed = make_small("out")
     resumed.train(resume_from_checkpoint=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_wakesleep.storage.atomic import restore_folders, whole_folder, write_whole
+from hf_wakesleep.storage.atomic import atomic_folder, restore_folders, write_atomically
 
 
 def content_of(folder):
@@ -14,19 +14,19 @@ def content_of(folder):
 
 
 def write_folder(folder, content):
-    with whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         (temporary / "file").write_text(content)
 
 
 def test_a_write_that_fails_leaves_the_old_content(tmp_path, monkeypatch):
     path = tmp_path / "history.json"
-    write_whole(path, b"old")
+    write_atomically(path, b"old")
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        write_whole(path, b"new")
+        write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     monkeypatch.undo()
-    write_whole(path, b"new")
+    write_atomically(path, b"new")
     assert path.read_bytes() == b"new"
     assert [file.name for file in tmp_path.iterdir()] == ["history.json"]
 

@@ -8,7 +8,7 @@ from histories import make_history
 
 from hf_wakesleep import ClassIncrementalStream, ContinualTrainer, TaskStream, WakeSleepForImageClassification
 from hf_wakesleep.data.columns import label_array
-from hf_wakesleep.stages.known_images import count_evaluated, eval_sets_of
+from hf_wakesleep.stages.eval_sets import count_evaluated, eval_sets_of
 
 NAMES = ["class 3", "class 1", "class 9"]
 

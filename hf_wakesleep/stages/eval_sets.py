@@ -1,4 +1,4 @@
-"""Evaluation sets: labelled images of classes that a history knows, by the task that each class was learned in."""
+"""Evaluation sets: labelled images of known classes, by the task in which each class was learned."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,22 +17,21 @@ def eval_sets_of(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> dict[int, Dataset]:
-    """Sort evaluation images of known classes by the number of the task (from 0) that each class was learned in.
+    """Sort evaluation images by the number of the task (from 0) in which their class was learned.
 
     Args:
-        images (`datasets.Dataset` or [`Task`]): Labelled images, with columns and labels as streams take them; of a
-            task its evaluation images.
+        images (`datasets.Dataset` or [`Task`]): Labelled images, in columns as streams take them. Of a task its
+            evaluation images are taken.
         history ([`History`]): What has been learned.
         image_column (`str`, *optional*): Found by its type if missing.
         label_column (`str`, *optional*): Found by its type and name if missing.
 
     Returns:
-        `dict[int, Dataset]`: Columns `image` and `label` as in a stream; tasks of which there are no images are left
-        out.
+        `dict[int, Dataset]`: Columns `image` and `label` as in a stream. Tasks without images are left out.
 
     Raises:
-        TypeError: If it is no `Dataset` or `Task`.
-        ValueError: If it is empty, columns or labels do not fit, or there are images of classes that are not known.
+        TypeError: If `images` is neither a `Dataset` nor a `Task`.
+        ValueError: If there are no images, columns or labels do not fit, or some classes are not known.
     """
     images = images.eval_dataset if isinstance(images, Task) else images
     check_splits({"eval_dataset": images})
@@ -65,7 +64,7 @@ def count_evaluated(sets: Mapping[int, Dataset], classes: Sequence[str], num_tas
         num_tasks (`int`): Number of tasks so far.
 
     Returns:
-        `tuple[list[int], int]`: The number of images of each task, and that of the classes without any.
+        `tuple[list[int], int]`: The number of images of each task, and the number of classes without images.
     """
     seen = {name for images in sets.values() for name in present_classes(images)}
     counts = [len(sets[number]) if number in sets else 0 for number in range(num_tasks)]
