@@ -24,9 +24,7 @@ class DataArguments:
     )
     image_column: str | None = field(default=None, metadata={"help": "Column of images, if not the only one."})
     label_column: str | None = field(default=None, metadata={"help": "Column of labels, if not the only one."})
-    num_tasks: int | None = field(
-        default=None, metadata={"help": "Number of tasks. Default: 5, or one per class if there are fewer."}
-    )
+    num_tasks: int | None = field(default=None, metadata={"help": "Number of tasks. Default: 1, or 5 of the digits."})
     classes_per_task: list[int] | None = field(
         default=None, metadata={"help": "Number of classes of each task, instead of --num_tasks."}
     )

@@ -57,35 +57,13 @@ class StreamArguments(DataArguments):
 
 @dataclass
 class TrainingArguments(ContinualTrainingArguments):
-    """ContinualTrainingArguments with the defaults of a small ViT from scratch."""
+    """ContinualTrainingArguments with a place to write to and the learned codec by default."""
 
     output_dir: str = field(default="out/digits", metadata={"help": "Where stages, history and checkpoints go."})
     codec: str | None = field(
         default=None,
         metadata={"help": "How memories are coded: 'learned' (by default, or as the stage does), 'webp' or 'raw'."},
     )
-    first_wake_plasticity: str | None = field(
-        default="full", metadata={"help": "What the wake of the first task trains; 'head' for a pretrained backbone."}
-    )
-    wake_plasticity: str = field(
-        default="head", metadata={"help": "What other wakes train: 'full', 'head' or 'lora'."}
-    )
-    num_train_epochs: float = field(default=1, metadata={"help": "Epochs of the wake of each task."})
-    learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of wake."})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Images in a batch of wake."})
-    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images in a batch without gradient."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate in wake."})
-    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up of wake: steps, or a share below 1."})
-    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, awake and asleep."})
-    backbone_learning_rate_ratio: float = field(
-        default=1.0,
-        metadata={"help": "Learning rate of the backbone over that of the head; 0.05 for a pretrained one."},
-    )
-    sleep_steps: int = field(default=400, metadata={"help": "Optimizer steps of the sleep after each task."})
-    sleep_batch_size: int = field(default=32, metadata={"help": "Memories in a batch of sleep."})
-    sleep_learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of sleep."})
-    rem_share: float = field(default=0.3, metadata={"help": "Share of sleep in which memories are recombined."})
-    sleep_cycles: int = field(default=10, metadata={"help": "NREM-REM cycles of a sleep."})
     save_strategy: str = field(default="no", metadata={"help": "Checkpoints inside a task: 'no', 'steps' or 'epoch'."})
 
 
@@ -93,7 +71,7 @@ def build_stream(args: StreamArguments, seed: int) -> ClassIncrementalStream:
     """Return the stream that the arguments name."""
     images, num_tasks = load_images(args), args.num_tasks
     if num_tasks is None and args.classes_per_task is None:
-        num_tasks = min(5, len(ClassIncrementalStream(images, num_tasks=1, **args.columns).classes))
+        num_tasks = 5 if args.is_digits else 1
     return ClassIncrementalStream(
         images, num_tasks=num_tasks, classes_per_task=args.classes_per_task, seed=seed, **args.columns
     )

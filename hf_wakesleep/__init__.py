@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from .data.streams import Task, TaskStream
     from .learning.arguments import ContinualTrainingArguments
     from .learning.callbacks import SleepCallback
+    from .learning.drift import drift_features
     from .learning.sleep import SleepReport, consolidate
+    from .learning.sleep_config import SleepConfig
     from .learning.trainer import ContinualTrainer
     from .memory.budget import MemoryBytes
     from .memory.memory import SemiParametricMemory
@@ -50,7 +52,9 @@ _MODULES = {
     "memory.memory": ["SemiParametricMemory"],
     "reporting.card": ["CardFacts", "collect_facts", "render_model_card"],
     "model.modeling_wakesleep": ["WakeSleepOutput"],
+    "learning.drift": ["drift_features"],
     "learning.sleep": ["SleepReport", "consolidate"],
+    "learning.sleep_config": ["SleepConfig"],
     "memory.synapses": ["Synapses"],
     "data.incremental_streams": ["ClassIncrementalStream", "DomainIncrementalStream"],
     "data.streams": ["Task", "TaskStream"],
@@ -76,6 +80,7 @@ __all__ = [
     "SemiParametricHead",
     "SemiParametricMemory",
     "SleepCallback",
+    "SleepConfig",
     "SleepReport",
     "Synapses",
     "Task",
@@ -87,6 +92,7 @@ __all__ = [
     "check_digests",
     "collect_facts",
     "consolidate",
+    "drift_features",
     "herding_ranks",
     "publish_stage",
     "push_card",

@@ -14,6 +14,7 @@ from pathlib import Path
 from conftest import FAST, digits_of
 from forked import forkserver, send_output_to
 from runs import STEP_ASLEEP, send_at
+from transformers import TrainerCallback
 
 STOPPED_AFTER = 3  # steps of a sleep
 SHARDED = {
@@ -145,10 +146,17 @@ def learn(folder: Path, accidents: tuple[str, ...], changes: dict) -> None:
     trainer.accelerator.end_training()
 
 
+class _Leave(TrainerCallback):
+    """Changes a weight at the end of wake, on each process by another number."""
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        model.head.classifier.bias.data.add_(args.process_index)
+
+
 def _befall(trainer, accidents: tuple[str, ...]) -> None:
     rank = trainer.args.process_index
     if "leave" in accidents:  # one process changes a weight for itself
-        trainer.sleep = lambda: trainer.model.head.classifier.bias.data.add_(rank)
+        trainer.add_callback(_Leave())
     if "break" in accidents:  # one process has an infinite loss
         watch = trainer.check.watch
         trainer.check.watch = lambda loss: watch(loss / (rank or trainer.state.global_step != 3))

@@ -4,8 +4,8 @@
 
 prints a table of mean bytes and PSNR of every codec at several qualities, and the Bjontegaard rate of each against
 WebP: how many bytes more or fewer it takes, averaged over 23 to 29 dB. Writes `rate_distortion.json` and `.png`. With
-`--fit_files TRAIN --fit_steps 300` the learned codec is first fitted to other images of the same kind, and its tone to
-each quality; without steps only its tone is.
+`--fit_files TRAIN --fit_steps 300` the learned codec is first fitted to other images of the same kind, and its pixel
+table to each quality; without steps only the table is.
 """
 
 import io
@@ -36,7 +36,7 @@ class Arguments:
     image_size: int = field(metadata={"help": "Images are scaled and cropped to this side in pixels."})
     count: int = field(default=500, metadata={"help": "Number of images, spread over the file."})
     fit_files: str | None = field(default=None, metadata={"help": "Parquet file of images to fit the codec to."})
-    fit_steps: int = field(default=0, metadata={"help": "Steps of fitting; 0 fits the tone only."})
+    fit_steps: int = field(default=0, metadata={"help": "Steps of fitting; 0 fits the pixel table only."})
     fit_quality: int = field(default=60, metadata={"help": "Quality that is fitted to, and those around it."})
     fit_layers: str = field(default="outer", metadata={"help": "Layers that are fitted: outer, context or all."})
     output_dir: str = field(default="out/rate_distortion", metadata={"help": "Where table and plot go."})

@@ -1,11 +1,11 @@
 """Checks of ContinualTrainingArguments: a value that cannot be followed is refused by its name."""
 
-import math
 from enum import Enum
 
 from torch import distributed
 
 from ..memory.budget import parse_bytes
+from .sleep_config import is_finite_number
 
 MOST = 2**31 - 1
 INTEGERS = {
@@ -90,6 +90,15 @@ FIXED = {
     "parallelism_config": ((None,), "Models are trained in one piece, or in shards by `fsdp`"),
     "debug": (([], "", None), "Its hooks would stay on the model from task to task"),
 }
+CHOSEN_IF_NONE = (
+    "augmentation",
+    "backbone_learning_rate_ratio",
+    "label_smoothing_factor",
+    "learning_rate",
+    "sleep_learning_rate",
+    "sleep_steps",
+    "wake_plasticity",
+)
 REFUSED_OPTIMIZERS = ("adalomo", "apollo", "galore", "lomo", "q_apollo", "q_galore", "schedule_free")
 
 
@@ -116,12 +125,15 @@ def check_numbers(args) -> None:
     """Refuse numbers out of their range."""
     for name, (low, high) in INTEGERS.items():
         value = getattr(args, name)
+        if value is None and name in CHOSEN_IF_NONE:
+            continue
         if type(value) is not int or not low <= value <= high:
             raise ValueError(f"`{name}` must be an integer in {low}..{high}, got {value!r}.")
     for name, (holds, expected) in NUMBERS.items():
         value = getattr(args, name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not (is_number and holds(value)):
+        if value is None and name in CHOSEN_IF_NONE:
+            continue
+        if not (is_finite_number(value) and holds(value)):
             raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
     for name, most in (("lda_weight", 1), ("codec_quality", 100), ("codec_target_bytes", MOST)):
         value = getattr(args, name)
@@ -170,14 +182,14 @@ def check_combinations(args) -> None:
             "Sleep and wake replay read from memory, but `memory_budget` is 0. Pass `sleep_steps=0`, "
             "`sleep_every_n_steps=0` and `wake_replay=False`, or a budget."
         )
-    if args.held_out_share == 0 and args.lda_weight is None and args.sleep_steps:
+    if args.held_out_share == 0 and args.lda_weight is None and args.sleeps:
         raise ValueError(
             "`lda_weight` is set on memories that sleep holds out, but `held_out_share` is 0. Pass a "
             "`lda_weight`, or a share such as 0.1."
         )
-    if args.freeze_fraction and not args.sleep_steps:
+    if args.freeze_fraction and not args.sleeps:
         raise ValueError(
-            f"A sleep freezes what is important, but `sleep_steps` is 0, got `freeze_fraction` "
+            f"A sleep freezes what is important, but there is none, got `freeze_fraction` "
             f"{args.freeze_fraction}. Pass `freeze_fraction=0`, or let it sleep."
         )
 

@@ -13,6 +13,8 @@ from .argument_checks import check_choices, check_combinations, check_device, ch
 from .lora import default_lora_config
 from .sleep_config import SleepConfig
 
+CHOSEN = "Chosen from backbone and stream by default."
+
 
 @dataclass
 class ContinualTrainingArguments(TrainingArguments):
@@ -21,7 +23,18 @@ class ContinualTrainingArguments(TrainingArguments):
     Every field is described by its `help`, also on the command line of `examples/train_cil.py`.
     """
 
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of the head in wake."})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": f"Peak learning rate of the head in wake. {CHOSEN}"}
+    )
+    num_train_epochs: float = field(default=1, metadata={"help": "Epochs of the wake of each task."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Images in a batch of wake."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images in a batch without gradients."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate in wake."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up of wake: steps, or a share of them below 1."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW, awake and asleep."})
+    label_smoothing_factor: float | None = field(
+        default=None, metadata={"help": f"Label smoothing, awake and asleep. {CHOSEN}"}
+    )
     memory_budget: str | None = field(
         default=None,
         metadata={
@@ -70,11 +83,11 @@ class ContinualTrainingArguments(TrainingArguments):
             "choices": ["herding", "reservoir"],
         },
     )
-    wake_plasticity: str = field(
-        default="full",
+    wake_plasticity: str | None = field(
+        default=None,
         metadata={
             "help": "What wake trains: 'full' (all weights), 'head' (the classifier), or 'lora' (the classifier, and "
-            "low-rank factors of the backbone's weights, into which they are merged).",
+            f"low-rank factors of the backbone's weights, into which they are merged). {CHOSEN}",
             "choices": ["full", "head", "lora"],
         },
     )
@@ -101,12 +114,15 @@ class ContinualTrainingArguments(TrainingArguments):
             "replay). By default where wake trains the backbone, if there is a memory."
         },
     )
-    sleep_steps: int = field(
-        default=200,
-        metadata={"help": "Optimizer steps of the sleep after each task, whatever their number. 0 for no sleep."},
+    sleep_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Optimizer steps of the sleep after each task, whatever their number. 0 for no sleep. By default "
+            "they follow the images of the task, and a sleep that has nothing left to learn ends early."
+        },
     )
     sleep_batch_size: int = field(
-        default=64, metadata={"help": "Memories in a batch of sleep, over all processes, balanced over classes."}
+        default=32, metadata={"help": "Memories in a batch of sleep, over all processes, balanced over classes."}
     )
     sleep_cycles: int = field(default=1, metadata={"help": "NREM-REM cycles that the steps of a sleep are cut into."})
     rem_share: float = field(
@@ -117,7 +133,9 @@ class ContinualTrainingArguments(TrainingArguments):
         default=0, metadata={"help": "Take a nap of `nap_steps` after so many steps of wake. 0 for no naps."}
     )
     nap_steps: int = field(default=20, metadata={"help": "Optimizer steps of a nap."})
-    sleep_learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW in sleep."})
+    sleep_learning_rate: float | None = field(
+        default=None, metadata={"help": f"Peak learning rate of the head in sleep. {CHOSEN}"}
+    )
     sleep_lr_scheduler_type: str = field(
         default="cosine",
         metadata={
@@ -158,12 +176,11 @@ class ContinualTrainingArguments(TrainingArguments):
     importance_images: int = field(
         default=256, metadata={"help": "Memories on which a sleep measures what is important, if it freezes."}
     )
-    backbone_learning_rate_ratio: float = field(
-        default=0.05,
+    backbone_learning_rate_ratio: float | None = field(
+        default=None,
         metadata={
-            "help": "Learning rate of the backbone over that of the head, awake and asleep: small for a pretrained "
-            "backbone, 1 for one from scratch. The factors of 'lora' take it too, and often want ten times as much as "
-            "all weights do."
+            "help": "Learning rate of the backbone over that of the head, awake and asleep. The factors of 'lora' "
+            f"take it too, and often want ten times as much as all weights do. {CHOSEN}"
         },
     )
     lda_weight: float | None = field(
@@ -202,10 +219,10 @@ class ContinualTrainingArguments(TrainingArguments):
             "choices": ["stop", "skip"],
         },
     )
-    augmentation: str = field(
-        default="none",
+    augmentation: str | None = field(
+        default=None,
         metadata={
-            "help": "Augmentation awake and asleep: 'none', 'crop' (random resized crops) or 'crop-flip'.",
+            "help": f"Augmentation awake and asleep: 'none', 'crop' (random resized crops) or 'crop-flip'. {CHOSEN}",
             "choices": ["none", "crop", "crop-flip"],
         },
     )
@@ -246,9 +263,14 @@ class ContinualTrainingArguments(TrainingArguments):
             return self.memory_bytes != 0 and self.wake_plasticity_of(task) != "head"
         return self.wake_replay
 
+    @property
+    def sleeps(self) -> bool:
+        """Whether there is a sleep after each task."""
+        return self.sleep_steps != 0 and self.memory_bytes != 0
+
     def trains_backbone(self, task: int) -> bool:
         """Return whether a task, from 0, trains more than the head, awake, in naps or asleep."""
-        sleeps = self.sleep_steps or self.sleep_every_n_steps
+        sleeps = self.sleeps or self.sleep_every_n_steps
         return {self.wake_plasticity_of(task), self.sleep_plasticity if sleeps else "head"} != {"head"}
 
     @property
@@ -257,30 +279,33 @@ class ContinualTrainingArguments(TrainingArguments):
         return {self.wake_plasticity_of(0), self.wake_plasticity, self.sleep_plasticity}
 
     def sleep_config(self, task: int = 0, lora_config: LoraConfig | None = None) -> SleepConfig:
-        """Return how the sleep after a task goes.
+        """Return how the sleep after a task goes; what is `None` here has the default of [`SleepConfig`].
 
         Args:
             task (`int`, defaults to 0): Number of the task, from 0.
             lora_config (`peft.LoraConfig`, *optional*): Factors that plasticity `"lora"` trains, instead of those of
                 rank `lora_rank` in all linear layers.
         """
+        open_values = {
+            "steps": self.sleep_steps,
+            "learning_rate": self.sleep_learning_rate,
+            "backbone_learning_rate_ratio": self.backbone_learning_rate_ratio,
+            "label_smoothing": self.label_smoothing_factor,
+            "augmentation": self.augmentation,
+        }
         return SleepConfig(
-            steps=self.sleep_steps,
+            **{name: value for name, value in open_values.items() if value is not None},
             batch_size=self.sleep_batch_size,
-            learning_rate=self.sleep_learning_rate,
-            backbone_learning_rate_ratio=self.backbone_learning_rate_ratio,
             lr_scheduler_type=self.sleep_lr_scheduler_type,
             weight_decay=self.weight_decay,
             adam_betas=(self.adam_beta1, self.adam_beta2),
             adam_epsilon=self.adam_epsilon,
             max_grad_norm=self.max_grad_norm,
-            label_smoothing=self.label_smoothing_factor,
             average=self.sleep_average,
             plasticity=self.sleep_plasticity,
             lora_config=lora_config or default_lora_config(self.lora_rank),
             cycles=self.sleep_cycles,
             rem_share=self.rem_share,
-            augmentation=self.augmentation,
             crop_scale=self.crop_scale,
             held_out_share=self.held_out_share,
             lda_weight=self.lda_weight,

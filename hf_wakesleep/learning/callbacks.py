@@ -38,22 +38,19 @@ class TaskCallback(TrainerCallback):
 
     Args:
         check ([`StepCheck`]): Says which steps are left out, and when to stop.
-
-    Attributes:
-        run ([`TaskRun`], *optional*): The run of the task at hand, set before each training.
+        run_of ([`Callable`]): Returns the run of the task that is trained.
     """
 
-    def __init__(self, check: StepCheck):
-        self.check = check
-        self.run: TaskRun | None = None
+    def __init__(self, check: StepCheck, run_of: Callable[[], TaskRun]):
+        self.check, self._run_of = check, run_of
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Put what was logged before the task in front of what its own state, which is new, will hold."""
-        state.log_history[:0] = self.run.earlier_logs
+        state.log_history[:0] = self._run_of().earlier_logs
 
     def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
         """Take away the gradient of a step that may not be taken."""
-        if not self.check.accepts(f"step {state.global_step + 1} of the wake of {self.run.stage}"):
+        if not self.check.accepts(f"step {state.global_step + 1} of the wake of {self._run_of().stage}"):
             optimizer.zero_grad()
 
     def on_step_end(self, args, state, control, **kwargs):

@@ -142,7 +142,7 @@ def share_buffers(accelerator: Accelerator, model: WakeSleepForImageClassificati
 
 def share_value(accelerator: Accelerator, value):
     """Return a value of the first process on all of them, which call this together."""
-    return broadcast_object_list([value])[0]
+    return value if accelerator.num_processes == 1 else broadcast_object_list([value])[0]
 
 
 def share_tensor(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
@@ -152,13 +152,13 @@ def share_tensor(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor
 
 def share_synapses(accelerator: Accelerator, synapses: Synapses) -> Synapses:
     """Return the synapses of the first process on all of them, which call this together."""
-    (bits,) = broadcast_object_list([synapses.bits])
-    return Synapses(bits)
+    return Synapses(share_value(accelerator, synapses.bits))
 
 
 def checksums(model: torch.nn.Module, memory: SemiParametricMemory | None) -> dict[str, int]:
-    """Return a checksum of every tensor of a model, by its name, and of a memory."""
+    """Return a checksum of every tensor of a model, by its name, of a memory, and the weight of LDA."""
     sums = {name: _crc(tensor) for name, tensor in model.state_dict().items()}
+    sums["lda_weight"] = model.config.lda_weight
     if memory is not None:
         sums["memory"] = memory.checksum()
     return sums

@@ -43,7 +43,7 @@ def update_lda(
         know them yet; those that are carried along know their originals.
 
     Raises:
-        ValueError: If they are to be carried along, but there is no `features_before`.
+        ValueError: If they are to be carried along, but `features_before` is missing or of other memories.
     """
     if config.lda_update == "carry" and features_before is None:
         raise ValueError("Expected `features_before` to carry LDA along from. Pass it, or another `lda_update`.")
@@ -52,6 +52,11 @@ def update_lda(
     if is_recomputed:
         lda.reset()
     positions = np.arange(len(memory)) if is_recomputed else drift_positions(memory, share)
+    if config.lda_update == "carry" and len(features_before) != len(positions):
+        raise ValueError(
+            f"Expected `features_before` of {len(positions)} memories, as `drift_features` gives them now, got "
+            f"{len(features_before)}. Take them when the memory holds the same."
+        )
     found = list(memory_features(model, memory, reader, config, positions, "sleep: LDA"))
     features, labels = (torch.cat(parts) for parts in list(zip(*found, strict=True))[1:])  # (M, D), (M,)
     is_out = held_out_mask(memory.labels, memory.tasks, share)[positions]

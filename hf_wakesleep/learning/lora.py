@@ -41,7 +41,7 @@ ABOUT = {"task_type", "auto_mapping", "peft_version", "base_model_name_or_path",
 INITIAL = (True, False, "gaussian", "orthogonal")  # those that leave the weights of the backbone as they are
 
 
-def default_lora_config(rank: int) -> LoraConfig:
+def default_lora_config(rank: int = 8) -> LoraConfig:
     """Return factors of all linear layers of the backbone, scaled by 2."""
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
 

@@ -50,7 +50,7 @@ class Replay:
         self.frozen = FrozenEntries(model, memory.synapses)
         set_plasticity(model, config.plasticity)
         if config.plasticity == "lora":
-            inject(model, config.lora_config or default_lora_config(8), accelerator, *config.rng_key, SLEEP)
+            inject(model, config.lora_config or default_lora_config(), accelerator, *config.rng_key, SLEEP)
         trained = copy.deepcopy(model) if shards(accelerator) else model
         groups = parameter_groups(
             trained, config.learning_rate, config.weight_decay, config.backbone_learning_rate_ratio
@@ -71,10 +71,11 @@ class Replay:
     def run(self, on_step_end: Callable[["Replay"], object] | None = None) -> None:
         """Do the steps that are left, and call `on_step_end` after each."""
         self.model.train()
-        steps = range(self.step, self.config.steps)
-        bar = tqdm(steps, desc="sleep", disable=not self.config.shows_progress, leave=False, initial=self.step)
-        for _ in bar:
+        steps, shows = self.config.steps, self.config.shows_progress
+        bar = tqdm(total=steps, desc="sleep", disable=not shows, leave=False, initial=self.step)
+        while self.step < steps and not self._has_learned():
             self._take_step()
+            bar.update()
             latest = {phase: f"{losses[-1]:.3f}" for phase, losses in self._losses.items() if losses}
             bar.set_postfix(latest, refresh=False)
             if on_step_end is not None:
@@ -86,6 +87,15 @@ class Replay:
         merge(self.bare)
         self.frozen.restore()
         self._release()
+
+    def _has_learned(self) -> bool:
+        """Whether the loss says that there is nothing left to learn, on all processes alike."""
+        window = max(1, self.config.steps // 10)
+        if self.config.enough_loss is None or self.step % window or len(self._losses["nrem"]) < window:
+            return False
+        loss = torch.tensor([self.mean_loss()], device=self.accelerator.device)
+        least = smallest_loss(self.config.label_smoothing, len(self.memory.classes))
+        return self.accelerator.gather(loss).mean().item() - least <= self.config.enough_loss
 
     def _release(self) -> None:
         """Let the accelerator forget what it has prepared for this sleep; it would hold it until the next task."""
@@ -159,7 +169,7 @@ class Replay:
             loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
         share = len(labels) * accelerator.num_processes / config.batch_size  # 1 where every process has as many
         self.check.watch(loss)
-        if self.check.accepts(f"step {step + 1} of sleep"):
+        if self.check.accepts(f"step {step + 1} of sleep {config.rng_key[1:]}"):
             accelerator.backward(loss * share)
             accelerator.unscale_gradients(self.optimizer)
             self.frozen.mask_gradients()
@@ -186,6 +196,13 @@ class Replay:
         generator = seeded_generator(*config.rng_key, self.step, accelerator.process_index)
         augmented = augment(pixel_values, config.augmentation, config.crop_scale, generator)
         return augmented, labels.to(accelerator.device)
+
+
+def smallest_loss(label_smoothing: float, num_classes: int) -> float:
+    """Return the least cross-entropy that smoothed labels allow: their entropy."""
+    other = label_smoothing / num_classes
+    shares = [1 - label_smoothing + other, *[other] * (num_classes - 1)]
+    return -sum(share * math.log(share) for share in shares if share)
 
 
 class WeightAverage:

@@ -40,7 +40,7 @@ def initial_state(
     if not model.config.classes:
         if codec is None:
             settings = {} if args.codec_quality is None else {"quality": args.codec_quality}
-            codec = make_codec(args.codec or DEFAULT_CODEC, **settings)
+            codec = make_codec(args.codec or ("learned" if args.memory_bytes else DEFAULT_CODEC), **settings)
         return History(), None if args.memory_bytes == 0 else SemiParametricMemory(codec, args.memory_bytes)
     folder = stage_folder(model)
     if not (folder / HISTORY_NAME).is_file():

@@ -1,9 +1,10 @@
 """consolidate: one sleep, in which memories of all classes are replayed into the network."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +12,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from ..data.images import ImageReader, make_image_processor
 from ..memory.memory import SemiParametricMemory
+from ..model.configuration_wakesleep import WakeSleepConfig
 from .distributed import share_buffers, share_synapses, share_tensor
 from .drift import drift_features
 from .freezing import freeze_synapses
@@ -86,9 +88,9 @@ def consolidate(  # noqa: PLR0913
             if missing.
         features_before (`torch.Tensor` of shape `(M, D)`, *optional*): What [`drift_features`] gave when LDA's
             statistics were right, which are carried along from there; those of now if missing.
-        accelerator (`Accelerator`, *optional*): Needed for several processes and for mixed precision. `model` is moved
-            to its device.
-        check ([`StepCheck`], *optional*): Judges the loss of every step; made from `config` if missing.
+        accelerator (`Accelerator`, *optional*): Needed for several processes, and for mixed precision, in place of
+            that of `config`. `model` is moved to its device.
+        check ([`StepCheck`], *optional*): Judges the loss of every step, in place of `non_finite_loss`.
         state (`dict`, *optional*): What [`Replay.state_dict`] returned at some step; with the weights of that step in
             `model`, and with `features_before`, sleep goes on from there and ends as if it had never stopped.
         on_step_end (`Callable`, *optional*): Called with the [`Replay`] after every step.
@@ -97,27 +99,33 @@ def consolidate(  # noqa: PLR0913
         [`SleepReport`].
 
     Raises:
-        ValueError: If the memory is empty, or the factors of `lora_config` cannot be merged or fit no layer.
+        TypeError: If `model` or `config` is of another kind.
+        ValueError: If the memory is empty or of other classes, `features_before` are those of other memories, or the
+            factors of `lora_config` cannot be merged or fit no layer.
         FloatingPointError: If a loss is not finite and `non_finite_loss` is `"stop"`.
         MemoryError: If the device has not enough memory.
     """
-    start, config, accelerator = time.perf_counter(), config or SleepConfig(), accelerator or Accelerator()
-    _check_memory(memory)
-    if config.held_out_share == 0 and config.lda_weight is None:
-        raise ValueError(
-            "`lda_weight` is set on memories that sleep holds out, but `held_out_share` is 0. Pass a `lda_weight`, or "
-            "a share such as 0.1."
+    start, accelerator = time.perf_counter(), accelerator or Accelerator()
+    if not isinstance(config, SleepConfig | None):
+        raise TypeError(
+            f"Expected `config` to be a SleepConfig, got {type(config).__name__}. `args.sleep_config()` is."
         )
-    if state is not None and config.lda_update == "carry" and features_before is None:
-        raise ValueError("Expected `features_before` with `state`: LDA is carried along from before that sleep began.")
+    config = replace(config or SleepConfig(), mixed_precision=accelerator.mixed_precision)
     bare = _bare(model, accelerator)
+    _check(bare, memory, config, accelerator)
     reader = reader or ImageReader(make_image_processor(bare.config))
-    replay = _start(bare, memory, reader, config, accelerator, check, state)
+    if config.lda_update == "carry" and features_before is None:
+        if state is not None:
+            raise ValueError("Expected `features_before` with `state`: LDA is carried from before that sleep began.")
+        if config.plasticity == "head" or not config.steps:
+            config = replace(config, lda_update="keep")  # features will not move
     with _memory_advice("`per_device_eval_batch_size`", config.eval_batch_size):
-        if not replay.step:
-            replay.accuracy_before = held_out_accuracy(bare, memory, reader, config)
+        accuracy_before = held_out_accuracy(bare, memory, reader, config) if state is None else math.nan
         if config.lda_update == "carry" and features_before is None:
             features_before = share_tensor(accelerator, drift_features(bare, memory, reader, config))
+    replay = _start(bare, memory, reader, config, accelerator, check, state)
+    if state is None:
+        replay.accuracy_before = accuracy_before
     _finish(replay, on_step_end)
     with _memory_advice("`per_device_eval_batch_size`", config.eval_batch_size):
         accuracy = update_lda(bare, memory, reader, config, features_before=features_before, accelerator=accelerator)
@@ -125,8 +133,8 @@ def consolidate(  # noqa: PLR0913
             memory.set_synapses(share_synapses(accelerator, freeze_synapses(bare, memory, reader, config)))
     frozen_fraction, frozen = (0.0, {}) if memory.synapses is None else memory.synapses.frozen_shares(bare)
     return SleepReport(
-        steps=config.steps,
-        images=config.steps * config.batch_size,
+        steps=replay.step,
+        images=replay.step * config.batch_size,
         seconds=replay.seconds_before + time.perf_counter() - start,
         loss=replay.mean_loss(),
         rem_loss=replay.mean_loss("rem"),
@@ -153,16 +161,36 @@ def nap(
     Returns:
         `float`: Mean loss of NREM over the last steps.
     """
-    _check_memory(memory)
-    replay = _start(_bare(model, accelerator), memory, reader, config, accelerator, check)
+    bare = _bare(model, accelerator)
+    _check(bare, memory, config, accelerator)
+    replay = _start(bare, memory, reader, config, accelerator, check)
     _finish(replay)
     return replay.mean_loss()
 
 
-def _check_memory(memory: SemiParametricMemory) -> None:
-    if len(memory) == 0:
+def _check(
+    model: torch.nn.Module, memory: SemiParametricMemory, config: SleepConfig, accelerator: Accelerator
+) -> None:
+    """Refuse a model and a memory that do not belong together, or what cannot be replayed or measured."""
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind != WakeSleepConfig.model_type:
+        raise TypeError(f"Expected `model` to be a WakeSleepForImageClassification, got {type(model).__name__}.")
+    if model.config.classes[: len(memory.classes)] != memory.classes:
         raise ValueError(
-            "Sleep replays memories, but the memory is empty. Write a task first, or pass `sleep_steps=0`."
+            f"Expected a model that knows the {len(memory.classes)} classes of the memory first, in their order, got "
+            f"one that knows {len(model.config.classes)} classes. Pass the model and the memory of one stage."
+        )
+    if len(memory) == 0:
+        raise ValueError("Sleep replays memories, but the memory is empty. Write a task first, or do not sleep.")
+    if config.held_out_share == 0 and config.lda_weight is None:
+        raise ValueError(
+            "`lda_weight` is set on memories that sleep holds out, but `held_out_share` is 0. Pass a `lda_weight`, or "
+            "a share such as 0.1."
+        )
+    if config.batch_size < accelerator.num_processes:
+        raise ValueError(
+            f"`batch_size` must be at least 1 for each of {accelerator.num_processes} processes, got "
+            f"{config.batch_size}."
         )
 
 

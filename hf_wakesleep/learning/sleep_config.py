@@ -1,21 +1,36 @@
 """SleepConfig: how one sleep goes."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig
 
-PLASTICITIES = ("full", "head", "lora")
-LDA_UPDATES = ("carry", "recompute", "keep")
-_COUNTS = {"steps": 0, "batch_size": 1, "cycles": 1, "importance_images": 1, "eval_batch_size": 1}
+_COUNTS = {"steps": 0, "batch_size": 1, "cycles": 1, "importance_images": 1, "eval_batch_size": 1}  # and the least
 _CHOICES = {
     "augmentation": ("none", "crop", "crop-flip"),
-    "lda_update": LDA_UPDATES,
+    "lda_update": ("carry", "recompute", "keep"),
     "lr_scheduler_type": ("cosine", "constant_with_warmup"),
+    "mixed_precision": ("no", "bf16", "fp16"),
     "non_finite_loss": ("stop", "skip"),
-    "plasticity": PLASTICITIES,
+    "plasticity": ("full", "head", "lora"),
 }
-_SHARES = ("average", "held_out_share", "freeze_fraction", "label_smoothing")  # in [0, 1)
+_RANGES = {
+    "learning_rate": (lambda value: value > 0, "positive"),
+    "adam_epsilon": (lambda value: value > 0, "positive"),
+    "backbone_learning_rate_ratio": (lambda value: value >= 0, "at least 0"),
+    "weight_decay": (lambda value: value >= 0, "at least 0"),
+    "max_grad_norm": (lambda value: value >= 0, "at least 0"),
+    "label_smoothing": (lambda value: 0 <= value < 1, "in [0, 1)"),
+    "average": (lambda value: 0 <= value < 1, "in [0, 1)"),
+    "held_out_share": (lambda value: 0 <= value < 1, "in [0, 1)"),
+    "freeze_fraction": (lambda value: 0 <= value < 1, "in [0, 1)"),
+    "rem_share": (lambda value: 0 <= value <= 1, "in [0, 1]"),
+    "crop_scale": (lambda value: 0 < value <= 1, "in (0, 1]"),
+    "lda_weight": (lambda value: 0 <= value <= 1, "in [0, 1]"),
+    "enough_loss": (lambda value: value >= 0, "at least 0"),
+}
+_OPTIONAL = ("lda_weight", "enough_loss")
 
 
 @dataclass(frozen=True)
@@ -23,7 +38,7 @@ class SleepConfig:
     """How one sleep goes; see [`consolidate`].
 
     Args:
-        steps (`int`): Optimizer steps, whatever the number of tasks; with 0, LDA alone is brought up to date.
+        steps (`int`): Optimizer steps, whatever the number of tasks; with 0 only the weight of LDA is set.
         batch_size (`int`): Memories in a batch, over all processes, balanced over classes.
         learning_rate (`float`): Peak learning rate of the head.
         backbone_learning_rate_ratio (`float`): That of the backbone over that of the head.
@@ -33,6 +48,8 @@ class SleepConfig:
         adam_epsilon (`float`): Of AdamW.
         max_grad_norm (`float`): Gradients are clipped to this norm; 0 for no limit.
         label_smoothing (`float`): Label smoothing, in [0, 1).
+        enough_loss (`float`, *optional*): End early when the mean loss of NREM over the last tenth of all steps is no
+            more than this above the least that label smoothing allows.
         average (`float`): Decay of the moving average of the weights over the steps; 0 for the last weights.
         plasticity (`str`): What learns: `"full"`, `"head"`, or `"lora"`.
         lora_config (`peft.LoraConfig`, *optional*): Factors that `"lora"` trains; of rank 8 in all linear layers of
@@ -49,7 +66,7 @@ class SleepConfig:
         importance_images (`int`): Memories on which importance is measured, if it freezes.
         rng_key (`tuple[int, ...]`): Integers that all randomness follows from, such as seed and number of the task.
         eval_batch_size (`int`): Memories in a batch without gradients.
-        mixed_precision (`str`): In which features are computed: `"no"`, `"bf16"` or `"fp16"`.
+        mixed_precision (`str`): In which features are computed without gradients: `"no"`, `"bf16"` or `"fp16"`.
         non_finite_loss (`str`): What to do about a loss that is infinite or not a number: `"stop"` or `"skip"`.
         shows_progress (`bool`): Whether to show progress bars.
 
@@ -67,6 +84,7 @@ class SleepConfig:
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     label_smoothing: float = 0.0
+    enough_loss: float | None = None
     average: float = 0.0
     plasticity: str = "full"
     lora_config: LoraConfig | None = None
@@ -87,18 +105,28 @@ class SleepConfig:
 
     def __post_init__(self):
         for name, least in _COUNTS.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)!r}.")
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {list(choices)}, got {getattr(self, name)!r}.")
-        for name in _SHARES:
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)!r}.")
-        if self.learning_rate <= 0:
-            raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate!r}.")
+        for name, (holds, expected) in _RANGES.items():
+            value = getattr(self, name)
+            if not (value is None and name in _OPTIONAL) and not (is_finite_number(value) and holds(value)):
+                raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
+        betas = self.adam_betas
+        if len(betas) != 2 or not all(is_finite_number(beta) and 0 <= beta < 1 for beta in betas):
+            raise ValueError(f"`adam_betas` must be two numbers in [0, 1), got {betas!r}.")
+        if not (isinstance(self.rng_key, tuple) and self.rng_key and all(type(part) is int for part in self.rng_key)):
+            raise ValueError(f"`rng_key` must be a tuple of integers, such as (42, 0), got {self.rng_key!r}.")
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """Return the context in which features are computed without gradients."""
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.mixed_precision)
         return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def is_finite_number(value) -> bool:
+    """Return whether a value is a finite number, and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

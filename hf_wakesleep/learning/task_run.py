@@ -28,6 +28,7 @@ from .drift import drift_features
 from .lda import set_lda_weight, update_lda
 from .lora import WAKE, inject
 from .plasticity import set_plasticity
+from .recipe import ENOUGH_LOSS, sleep_steps
 from .replay import Replay
 from .sleep import SleepReport, consolidate, nap
 from .sleep_config import SleepConfig
@@ -46,6 +47,7 @@ class RunContext:
         accelerator (`Accelerator`): Spreads work over processes.
         check ([`StepCheck`]): Says which steps are left out, and when to stop.
         lora_config (`peft.LoraConfig`): What plasticity `"lora"` trains.
+        is_pretrained (`bool`): Whether the backbone is pretrained.
         reader (`ImageReader`): Resizes and normalises images.
     """
 
@@ -54,6 +56,7 @@ class RunContext:
     accelerator: Accelerator
     check: StepCheck
     lora_config: LoraConfig
+    is_pretrained: bool
     reader: object
 
 
@@ -90,6 +93,8 @@ class TaskRun:
             untrained_accuracy=history.untrained.get(stage_name(number), math.nan),
         )
         self.steps_before = history.num_steps
+        before = [record.num_train_images for record in history.records]
+        self._sleep_steps = sleep_steps(context.args, context.is_pretrained, len(task.train_dataset), before)
         self.earlier_logs: list[dict] = []
         self.is_wake_over, self.sleep_step = False, 0
         self.frozen: FrozenEntries | None = None
@@ -108,7 +113,10 @@ class TaskRun:
     @property
     def sleep_config(self) -> SleepConfig:
         """How its sleep goes."""
-        return self.context.args.sleep_config(self.number, self.context.lora_config)
+        config = self.context.args.sleep_config(self.number, self.context.lora_config)
+        if self.context.args.sleep_steps is None:
+            config = replace(config, steps=self._sleep_steps, enough_loss=ENOUGH_LOSS)
+        return config
 
     def write(self, model: WakeSleepForImageClassification, images: StreamImages, folder: Path) -> None:
         """Write the task into memory and LDA, and measure before and after; or load what came of it before a stop.
@@ -119,6 +127,7 @@ class TaskRun:
             folder (`Path`): Where the checkpoints of the task go.
         """
         context, args, lda = self.context, self.context.args, model.head.lda
+        self._seed()
         stored = IngestResult.load(folder, self._stopwatch)
         if stored is not None:
             if context.memory is not None:
@@ -211,7 +220,7 @@ class TaskRun:
         self._log({"nap_loss": loss})
 
     def sleep(self, model: WakeSleepForImageClassification, on_step_end: Callable[[Replay], object]) -> None:
-        """Consolidate memory into the network, if there is a memory and `sleep_steps` says so.
+        """Consolidate memory into the network, if the arguments say so.
 
         Args:
             model ([`WakeSleepForImageClassification`]): The bare model after wake.
@@ -219,7 +228,7 @@ class TaskRun:
         """
         context = self.context
         self._seed()  # what is random asleep does not depend on how wake was resumed
-        if context.memory is not None and context.args.sleep_steps:
+        if context.args.sleeps:
             self._stopwatch.enter("asleep")
             self.report = consolidate(
                 model,

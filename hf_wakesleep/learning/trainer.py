@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from tqdm.auto import tqdm
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import TrainOutput
 
@@ -29,6 +30,7 @@ from .callbacks import SleepCallback, TaskCallback
 from .classifier_trainer import ClassifierTrainer
 from .distributed import check_equal, check_unsharded, checksums, share_buffers, unwrap
 from .lora import check_lora, default_lora_config, describe, merge
+from .recipe import choices_table, choose, code_quality, facts_of, first_task, is_pretrained, with_choices
 from .replay import Replay
 from .resume import drop_stale, initial_state, refuse_other_run, resume_point
 from .settings import hyper_parameters
@@ -78,14 +80,16 @@ class ContinualTrainer(ClassifierTrainer):
         known_images = {} if eval_dataset is None else eval_sets_of(eval_dataset, self.history)
         self.images = StreamImages(align_tasks(stream, self.history), known_images)
         self.run: TaskRun | None = None
+        task = first_task(self.images.tasks, len(self.history))
+        self.choices = {} if task is None else choose(args, facts_of(model, task.train_dataset))
+        args = with_choices(args, self.choices)
         super().__init__(model, args, processing_class=processing_class, **kwargs)
         self.lora_config = self._check_lora(lora_config)
         if args.dataloader_drop_last:
             self.images.check_batches(len(self.history), args.train_batch_size * args.world_size)
         self._signals = StopSignals()
         self.check = StepCheck(self.accelerator, args.non_finite_loss, self._signals)
-        self._task_callback = TaskCallback(self.check)
-        self.add_callback(self._task_callback)
+        self.add_callback(TaskCallback(self.check, lambda: self.run))
         self.callback_handler.callbacks.insert(0, SleepCallback(self._sleep, self._nap))
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
@@ -173,6 +177,9 @@ class ContinualTrainer(ClassifierTrainer):
         if self.memory is not None and (args.freeze_fraction or self.memory.synapses is not None):
             check_unsharded(self.accelerator)
         self.history.protocol, self.history.settings = protocol, self._settings
+        self.history.chosen = {name: choice.reason for name, choice in self.choices.items()}
+        if args.shows_progress and self.choices:
+            tqdm.write(choices_table(self.choices))
         if self.memory is not None and self.memory.budget is not None:
             self._wake_pass().check_budget(self.images.tasks[len(self.history) :], self.memory)
         if args.forward_transfer and not len(self.history):
@@ -183,7 +190,14 @@ class ContinualTrainer(ClassifierTrainer):
     def _fit_codec(self) -> None:
         """Fit the learned codec of a new memory to images of the first task, once."""
         if self._fits_codec and self.memory is not None and isinstance(self.memory.codec, LearnedCodec):
-            codec = self._wake_pass().fitted(self.memory.codec, self.images.tasks[0])
+            codec, args, tasks = self.memory.codec, self.args, self.images.tasks
+            if self.memory.budget is not None and args.codec_quality is None and args.codec_target_bytes is None:
+                classes = {name for task in tasks for name in task.classes}
+                kept = self.model.head.lda.bytes_per_class * len(classes) + self.model.head.lda.num_bytes
+                num_images = sum(len(task.train_dataset) for task in tasks)
+                pixels = self._wake_pass().pixels_of(tasks[0], 32)
+                codec = LearnedCodec(code_quality(pixels, num_images, self.memory.budget - kept - codec.num_bytes))
+            codec = self._wake_pass().fitted(codec, tasks[0])
             self.memory.become(SemiParametricMemory(codec, self.memory.budget))
         self._fits_codec = False
 
@@ -223,10 +237,9 @@ class ContinualTrainer(ClassifierTrainer):
 
     def _learn(self, number: int, checkpoint: str | None, **kwargs) -> TrainOutput:
         """Learn one task: write it into memory, train awake, sleep, evaluate and save its stage."""
-        self.run = self._begin(number)
+        self._begin(number)
         self.run.write(self.model, self.images, self.checkpoints_folder)
         self.run.begin_wake(self.model, checkpoint, self.state.log_history)
-        self._task_callback.run = self.run
         output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         self._unwrap()
         self.run.settle(self.model)
@@ -234,14 +247,22 @@ class ContinualTrainer(ClassifierTrainer):
         self._finish(self.run.record)
         return output
 
-    def _begin(self, number: int) -> TaskRun:
-        """Give the Trainer a fresh start on the grown model and the images of a task, and return its run."""
+    def _begin(self, number: int) -> None:
+        """Give the Trainer a fresh start on the grown model and the images of a task, and make its run."""
         task, args = self.images.tasks[number], self.args
         self.optimizer = self.lr_scheduler = None
         self.accelerator.free_memory()
         self._unwrap()
-        context = RunContext(args, self.memory, self.accelerator, self.check, self.lora_config, self.reader)
-        run = TaskRun(number, task, self.history, context, self.log)
+        context = RunContext(
+            args,
+            self.memory,
+            self.accelerator,
+            self.check,
+            self.lora_config,
+            is_pretrained(self.model),
+            self.reader,
+        )
+        self.run = TaskRun(number, task, self.history, context, self.log)
         self.state.global_step = 0
         self.model.grow(
             [name for name in task.classes if name not in self.model.config.label2id],
@@ -254,7 +275,6 @@ class ContinualTrainer(ClassifierTrainer):
                 self.memory.set_synapses(room)
         self.train_dataset = self.images.train_images(number, self.model.config.label2id)
         self.eval_dataset = self.images.eval_sets(number + 1, self.model.config.label2id)
-        return run
 
     def _unwrap(self) -> None:
         """Hold a full, bare, plain model, as outside of the steps of wake and sleep; what is frozen is as it was."""
@@ -284,9 +304,9 @@ class ContinualTrainer(ClassifierTrainer):
         """Log and save a checkpoint when it is time, and stop with one if a signal has asked to."""
         args, self.run.sleep_step = self.args, replay.step
         is_first = args.logging_first_step and replay.step == 1
-        if is_first or is_due(args.logging_strategy, args.logging_steps, replay.step, args.sleep_steps):
+        if is_first or is_due(args.logging_strategy, args.logging_steps, replay.step, replay.config.steps):
             self.log(replay.take_logs())
-        if self.check.signal or is_due(args.save_strategy, args.save_steps, replay.step, args.sleep_steps):
+        if self.check.signal or is_due(args.save_strategy, args.save_steps, replay.step, replay.config.steps):
             self.save_sleep_checkpoint(replay)
         self.check.exit()
 

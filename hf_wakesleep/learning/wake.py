@@ -69,14 +69,17 @@ class WakePass:
             memory.write(codes, code_labels, task, ranks)
         share_buffers(self.accelerator, self.model)
 
+    def pixels_of(self, task: Task, number: int) -> list[torch.Tensor]:
+        """Return about so many training images of a task, uint8 of shape (3, H, W), as the model takes them."""
+        images = _unlabelled(task)
+        rows = range(0, len(images), max(1, len(images) // number))
+        return list(self.reader.read([images[row] for row in rows])[0])
+
     def fitted(self, codec: LearnedCodec, task: Task) -> LearnedCodec:
         """Return a codec fitted to images of a task, as `codec_target_bytes` and `codec_fit_*` say."""
-        images = _unlabelled(task)
-        rows = range(0, len(images), max(1, len(images) // FIT_IMAGES))
-        pixels = list(self.reader.read([images[row] for row in rows])[0])
         args = self.args
         return codec.fit(
-            pixels,
+            self.pixels_of(task, FIT_IMAGES),
             args.codec_target_bytes,
             steps=args.codec_fit_steps,
             layers=args.codec_fit_layers,

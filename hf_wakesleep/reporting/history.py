@@ -25,6 +25,7 @@ class History:
         untrained (`dict[str, float]`): b[i] of forward transfer by the name of the stage, tasks to come included.
         records (`list[TaskRecord]`): One per finished task.
         settings (`dict`): Hyper-parameters that differ from the defaults, as of the last task.
+        chosen (`dict[str, str]`): Which of the settings the recipe has chosen, with the reason.
         confusion (`list[list[int]]`): Answers to the evaluation images after the last task: rows of true class,
             answered class (as positions in `classes`) and number of images where that is not 0; empty if unknown.
     """
@@ -34,6 +35,7 @@ class History:
     records: list[TaskRecord] = field(default_factory=list)
     settings: dict = field(default_factory=dict)
     confusion: list[list[int]] = field(default_factory=list)
+    chosen: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -98,6 +100,7 @@ class History:
         content = {
             "protocol": self.protocol,
             "settings": self.settings,
+            "chosen": self.chosen,
             "seed": self.protocol.get("seed"),
             "classes": self.classes,
             "accuracy_matrix": self.accuracy_matrix,
@@ -149,7 +152,9 @@ class History:
             records = [TaskRecord(**none_to_nan(record)) for record in content["records"]]
             confusion = content.get("confusion", [])  # not in what earlier versions wrote
             untrained = none_to_nan(content["untrained"])
-            history = cls(content["protocol"], untrained, records, content["settings"], confusion)
+            history = cls(
+                content["protocol"], untrained, records, content["settings"], confusion, content.get("chosen", {})
+            )
             history._check()
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"Expected a history in {path}, which does not hold one ({error!r}).") from error
@@ -157,7 +162,12 @@ class History:
 
     def _check(self) -> None:
         """Refuse values that no run writes."""
-        for name, value in (("protocol", self.protocol), ("settings", self.settings), ("untrained", self.untrained)):
+        for name, value in (
+            ("protocol", self.protocol),
+            ("settings", self.settings),
+            ("chosen", self.chosen),
+            ("untrained", self.untrained),
+        ):
             if not isinstance(value, dict):
                 raise ValueError(f"an object expected as {name!r}, got {value!r}")
         if not all(map(is_share, self.untrained.values())):

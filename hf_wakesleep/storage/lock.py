@@ -1,5 +1,6 @@
 """Lock on an output folder: only one run at a time writes to it."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 LOCK_NAME = ".lock"
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)  # what a file system without locks says
 _PATIENCE = 10  # seconds to wait for a run that is ending
 
 
@@ -22,6 +24,7 @@ def folder_lock(folder: str | Path) -> Iterator[None]:
 
     Raises:
         ValueError: If another run has locked it.
+        OSError: If `.lock` cannot be written there.
     """
     file = Path(folder) / LOCK_NAME
     # Other users of the folder must be able to open the file. A soft lock would outlive a process that is killed.
@@ -33,8 +36,9 @@ def folder_lock(folder: str | Path) -> Iterator[None]:
             "Expected an `output_dir` that no other run writes to, but one that is still alive writes to "
             f"{folder}. Wait until it ends, stop it, or choose another folder."
         ) from None
-    except OSError:  # no locks here
-        pass
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
     try:
         yield
     finally:

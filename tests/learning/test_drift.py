@@ -1,4 +1,4 @@
-"""Landmarks: which memories they are, and LDA carried along a drift that they saw."""
+"""Drift: which memories tell it, and LDA carried along."""
 
 import copy
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from conftest import NAMES, equal_states
 
-from hf_wakesleep import RawCodec, SemiParametricMemory, consolidate
+from hf_wakesleep import RawCodec, SemiParametricMemory, SleepConfig, consolidate
+from hf_wakesleep.learning.lda import update_lda
+from hf_wakesleep.learning.replay import smallest_loss
 from hf_wakesleep.memory.sampling import held_out_mask
 
 
@@ -110,3 +112,70 @@ def test_a_sleep_can_end_with_the_average_of_its_weights(asleep, make_args):
         torch.testing.assert_close(value, expected[name])
     consolidate(twin, memory, make_args(sleep_steps=6).sleep_config(), reader=reader)
     assert not equal_states(model, twin)
+
+
+def test_a_sleep_needs_no_trainer_and_no_arguments(asleep):
+    model, memory, _ = asleep
+    report = consolidate(model, memory, SleepConfig(steps=3, batch_size=8, shows_progress=False))
+    assert (report.steps, report.images) == (3, 24)
+
+
+@pytest.mark.parametrize("changes", [{"steps": 0}, {"plasticity": "head", "steps": 2}])
+def test_statistics_stay_as_they_are_where_features_do(asleep, changes):
+    model, memory, _ = asleep
+    before = copy.deepcopy(model.head.lda.state_dict())
+    consolidate(model, memory, SleepConfig(batch_size=8, shows_progress=False, **changes))
+    assert all(torch.equal(before[name], value) for name, value in model.head.lda.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lda_weight": 7},
+        {"rem_share": 2.0},
+        {"crop_scale": 0.0},
+        {"learning_rate": float("nan")},
+        {"weight_decay": -1.0},
+        {"adam_betas": (2.0, 2.0)},
+        {"steps": 2.5},
+        {"batch_size": "8"},
+        {"rng_key": 42},
+        {"mixed_precision": "bfloat16"},
+        {"plasticity": "some"},
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_name(changes):
+    with pytest.raises(ValueError, match=f"`{next(iter(changes))}` must be"):
+        SleepConfig(**changes)
+
+
+def test_what_does_not_belong_together_is_refused_before_anything_changes(asleep, make_args, make_model):
+    model, memory, reader = asleep
+    before = copy.deepcopy(model)
+    with pytest.raises(TypeError, match="`config` to be a SleepConfig, got ContinualTrainingArguments"):
+        consolidate(model, memory, make_args())
+    with pytest.raises(TypeError, match="Expected `model` to be a WakeSleepForImageClassification, got Linear"):
+        consolidate(torch.nn.Linear(2, 2), memory)
+    with pytest.raises(ValueError, match="a model that knows the 4 classes of the memory first"):
+        consolidate(make_model(), memory)
+    with pytest.raises(ValueError, match="Expected `features_before` of 400 memories, .* got 3"):
+        update_lda(model, memory, reader, make_args().sleep_config(), features_before=torch.zeros(3, 32))
+    assert equal_states(model, before)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_sleep_with_nothing_left_to_learn_ends_early(asleep, smoothing):
+    model, memory, _ = asleep
+    settings = {"steps": 200, "batch_size": 32, "learning_rate": 3e-3, "backbone_learning_rate_ratio": 1.0}
+    config = SleepConfig(**settings, label_smoothing=smoothing, enough_loss=0.1, shows_progress=False)
+    report = consolidate(model, memory, config)
+    assert report.steps in range(20, 200, 20)
+    assert report.images == 32 * report.steps
+    assert report.loss - smallest_loss(smoothing, 4) <= 0.1
+
+
+def test_the_least_loss_is_that_of_answers_like_the_smoothed_labels():
+    shares = torch.tensor([[0.9 + 0.1 / 5, *[0.1 / 5] * 4]])
+    expected = torch.nn.functional.cross_entropy(shares.log(), torch.tensor([0]), label_smoothing=0.1)
+    assert smallest_loss(0.1, 5) == pytest.approx(expected.item(), abs=1e-6)
+    assert smallest_loss(0.0, 5) == 0

@@ -1,4 +1,4 @@
-"""StepGuard: losses that are not finite, awake and asleep; and what one does when a device has not enough memory."""
+"""StepCheck: losses that are not finite, awake and asleep; and what one does when a device has not enough memory."""
 
 import copy
 import math
