@@ -114,7 +114,7 @@ class ContinualTrainingArguments(TrainingArguments):
         metadata={"help": "Share of every cycle that is REM, in which memories are recombined; 0 for none."},
     )
     sleep_every_n_steps: int = field(
-        default=0, metadata={"help": "Take a nap of `nap_steps` after so many steps of wake. 0 for no naps."}
+        default=0, metadata={"help": "Take a nap of `nap_steps` steps every so many steps of wake. 0 for no naps."}
     )
     nap_steps: int = field(default=20, metadata={"help": "Optimizer steps of a nap."})
     sleep_learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW in sleep."})

@@ -26,8 +26,7 @@ def initial_state(
     """Return history and memory to start with: new ones for a new model, else those of the stage it was loaded from.
 
     Args:
-        model ([`WakeSleepForImageClassification`]): A model without classes, or one from
-            `from_pretrained`.
+        model ([`WakeSleepForImageClassification`]): A model without classes, or one from `from_pretrained`.
         args ([`ContinualTrainingArguments`]): `codec`, `codec_quality` and `memory_budget` of a new memory.
         codec ([`Codec`], *optional*): The codec of a new memory, instead of what the arguments say.
 

@@ -13,7 +13,7 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """Records SIGTERM and SIGINT while its `with` block runs; only in the main thread, where signals can be caught.
+    """Records SIGTERM and SIGINT while its `with` block runs in the main thread; in other threads it does nothing.
 
     The first signal asks to stop after the current step; the second ends the program at once.
 
