@@ -1,4 +1,4 @@
-"""Checks of ContinualTrainingArguments: a value that cannot be followed is refused by its name."""
+"""Checks of ContinualTrainingArguments: values that cannot work are refused with an error that names the argument."""
 
 from enum import Enum
 
@@ -57,7 +57,7 @@ NUMBERS = {
     "crop_scale": (lambda value: 0 < value <= 1, "in (0, 1]"),
     "freeze_fraction": (lambda value: 0 <= value < 1, "in [0, 1)"),
 }
-# Fields of `TrainingArguments` that must keep these values, and why or what to do instead.
+# Fields of `TrainingArguments` that must keep these values, each with the reason or what to do instead.
 _ALWAYS_EVALUATED = "Every stage is evaluated after its sleep"
 _SLEEP_ADAMW = "It changes weights in its own way, which sleep and frozen weights do not follow"
 FIXED = {
@@ -103,7 +103,7 @@ REFUSED_OPTIMIZERS = ("adalomo", "apollo", "galore", "lomo", "q_apollo", "q_galo
 
 
 def check_fixed(args) -> None:
-    """Refuse what `Trainer` knows, but cannot be followed from task to task."""
+    """Refuse options of `Trainer` that do not work with images, sleep, or more than one task."""
     for name, (values, reason) in FIXED.items():
         value = getattr(args, name)
         value = value.value if isinstance(value, Enum) else value
@@ -143,7 +143,7 @@ def check_numbers(args) -> None:
 
 
 def check_choices(args, fields: dict) -> None:
-    """Refuse words that are none of the `choices` of a field, nor its default.
+    """Refuse values that are neither one of the `choices` of a field nor its default.
 
     Args:
         args ([`ContinualTrainingArguments`]): The arguments.
@@ -156,7 +156,7 @@ def check_choices(args, fields: dict) -> None:
 
 
 def check_combinations(args) -> None:
-    """Refuse values that do not go together."""
+    """Refuse values that contradict each other."""
     parse_bytes(args.memory_budget)
     if args.codec_quality is not None and args.codec == "raw":
         raise ValueError("`codec_quality` is for lossy codecs, but `codec` is 'raw'. Leave one of them out.")

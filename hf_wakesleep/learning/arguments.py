@@ -1,4 +1,4 @@
-"""ContinualTrainingArguments: TrainingArguments plus what wake, sleep and memory need."""
+"""ContinualTrainingArguments: TrainingArguments plus those of wake, sleep and memory."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ CHOSEN = "Chosen from backbone and stream by default."
 
 @dataclass
 class ContinualTrainingArguments(TrainingArguments):
-    """Arguments of [`ContinualTrainer`]; `num_train_epochs`, `learning_rate`, ... are those of one task's wake.
+    """Arguments of [`ContinualTrainer`]; `num_train_epochs`, `learning_rate`, ... are those of the wake of each task.
 
     Every field is described by its `help`, also on the command line of `examples/train_cil.py`.
     """
@@ -38,8 +38,9 @@ class ContinualTrainingArguments(TrainingArguments):
     memory_budget: str | None = field(
         default=None,
         metadata={
-            "help": "Bytes for everything learned from the stream that must be kept to go on, such as '20MB'. By "
-            "default no limit, or that of the stage that the model was loaded from; '0' keeps no memory at all."
+            "help": "Bytes for everything that is learned from the stream and needed to learn further tasks, such as "
+            "'20MB'. By default no limit, or that of the stage that the model was loaded from; '0' keeps no memory at "
+            "all."
         },
     )
     codec: str | None = field(
@@ -62,16 +63,15 @@ class ContinualTrainingArguments(TrainingArguments):
     codec_fit_steps: int = field(
         default=0,
         metadata={
-            "help": "With the codec 'learned': optimizer steps in which a new memory's codec is fitted to images of "
-            "the first task, for images that look like no photograph; with 0 only its lookup table of pixel values "
-            "is."
+            "help": "With the codec 'learned': optimizer steps that fit the codec of a new memory to images of the "
+            "first task. Useful for images that are unlike photographs. 0 fits only its lookup table of pixel values."
         },
     )
     codec_fit_layers: str = field(
         default="outer",
         metadata={
-            "help": "What these steps fit: 'outer' layers (38 kB of the budget), all of the 'context' model, too (151 "
-            "kB), or 'all' layers (761 kB). The more, the smaller the codes.",
+            "help": "What `codec_fit_steps` fit: the 'outer' layers (38 kB of the budget), with 'context' also the "
+            "context model (151 kB), or 'all' layers (761 kB). The more, the smaller the codes.",
             "choices": list(FIT_LAYERS),
         },
     )
@@ -94,24 +94,24 @@ class ContinualTrainingArguments(TrainingArguments):
     first_wake_plasticity: str | None = field(
         default=None,
         metadata={
-            "help": "The same for the first task alone, such as 'full' for a backbone from scratch. By default as for "
-            "the others.",
+            "help": "`wake_plasticity` of the first task alone, such as 'full' for a backbone from scratch. By "
+            "default that of the other tasks.",
             "choices": ["full", "head", "lora"],
         },
     )
     head_init: str = field(
         default="lda",
         metadata={
-            "help": "What the output units of new classes start from: 'lda', which answers for them before any "
-            "training, or 'random' weights.",
+            "help": "What the output units of new classes start from: 'lda', the closed-form weights of LDA, which "
+            "recognise them before any training, or 'random' weights.",
             "choices": ["random", "lda"],
         },
     )
     wake_replay: bool | None = field(
         default=None,
         metadata={
-            "help": "Add as many memories of earlier tasks as there are images to every batch of wake (experience "
-            "replay). By default where wake trains the backbone, if there is a memory."
+            "help": "Add as many memories of earlier tasks to every batch of wake as it has images (experience "
+            "replay). By default done if wake trains the backbone and there is a memory."
         },
     )
     sleep_steps: int | None = field(
@@ -124,13 +124,13 @@ class ContinualTrainingArguments(TrainingArguments):
     sleep_batch_size: int = field(
         default=32, metadata={"help": "Memories in a batch of sleep, over all processes, balanced over classes."}
     )
-    sleep_cycles: int = field(default=1, metadata={"help": "NREM-REM cycles that the steps of a sleep are cut into."})
+    sleep_cycles: int = field(default=1, metadata={"help": "Number of NREM-REM cycles in a sleep."})
     rem_share: float = field(
         default=0.0,
-        metadata={"help": "Share of every cycle that is REM, in which memories are recombined; 0 for NREM alone."},
+        metadata={"help": "Share of every cycle that is REM, in which memories are recombined; 0 for none."},
     )
     sleep_every_n_steps: int = field(
-        default=0, metadata={"help": "Take a nap of `nap_steps` after so many steps of wake. 0 for no naps."}
+        default=0, metadata={"help": "Take a nap of `nap_steps` steps every so many steps of wake. 0 for no naps."}
     )
     nap_steps: int = field(default=20, metadata={"help": "Optimizer steps of a nap."})
     sleep_learning_rate: float | None = field(
@@ -139,22 +139,22 @@ class ContinualTrainingArguments(TrainingArguments):
     sleep_lr_scheduler_type: str = field(
         default="cosine",
         metadata={
-            "help": "Schedule of the learning rate in sleep, after a tenth of warm-up: 'cosine', or "
-            "'constant_with_warmup', which goes with `sleep_average`.",
+            "help": "Schedule of the learning rate in sleep, after warm-up in the first tenth of the steps: 'cosine', "
+            "or 'constant_with_warmup', which suits `sleep_average`.",
             "choices": ["cosine", "constant_with_warmup"],
         },
     )
     sleep_average: float = field(
         default=0.0,
         metadata={
-            "help": "Decay of the moving average of the weights over the steps of a sleep, which they end it with. 0 "
-            "for the weights of the last step."
+            "help": "Decay of a moving average of the weights over the steps of a sleep; the sleep ends with the "
+            "average. 0 for no average."
         },
     )
     sleep_plasticity: str = field(
         default="full",
         metadata={
-            "help": "What sleep trains: 'full' (all weights), 'head' (the classifier), or 'lora', as in wake.",
+            "help": "What sleep trains: 'full', 'head' or 'lora', as `wake_plasticity`.",
             "choices": ["full", "head", "lora"],
         },
     )
@@ -174,7 +174,7 @@ class ContinualTrainingArguments(TrainingArguments):
         },
     )
     importance_images: int = field(
-        default=256, metadata={"help": "Memories on which a sleep measures what is important, if it freezes."}
+        default=256, metadata={"help": "Memories on which a sleep measures which weights to freeze, if any."}
     )
     backbone_learning_rate_ratio: float | None = field(
         default=None,
@@ -186,14 +186,14 @@ class ContinualTrainingArguments(TrainingArguments):
     lda_weight: float | None = field(
         default=None,
         metadata={
-            "help": "Weight of LDA in predictions, 0 (classifier only) to 1 (LDA only). By default sleep sets "
-            "it on memories that it held out."
+            "help": "Weight of LDA in predictions, 0 (classifier only) to 1 (LDA only). By default sleep chooses it "
+            "on memories that it does not replay."
         },
     )
     restore_callback_states_from_checkpoint: bool = field(
         default=True,
         metadata={
-            "help": "Whether callbacks that have a state, such as that of early stopping, go on with it after a stop."
+            "help": "Whether callbacks that have a state, such as early stopping, get it back when a run resumes."
         },
     )
     lda_update: str = field(
@@ -207,8 +207,8 @@ class ContinualTrainingArguments(TrainingArguments):
     held_out_share: float = field(
         default=0.1,
         metadata={
-            "help": "Share of the memories of each class that sleep does not replay, but measures itself and sets "
-            "`lda_weight` on. 0 to replay all, with a `lda_weight` of your own."
+            "help": "Share of the memories of each class that sleep does not replay: on them it measures its accuracy "
+            "and chooses `lda_weight`. 0 to replay all, which needs a `lda_weight`."
         },
     )
     non_finite_loss: str = field(
@@ -245,7 +245,7 @@ class ContinualTrainingArguments(TrainingArguments):
         self.remove_unused_columns = False
         self.ddp_broadcast_buffers = False
         if self.run_name is None and self.output_dir is not None:
-            self.run_name = Path(self.output_dir).name  # so that all tasks are one run where they are logged
+            self.run_name = Path(self.output_dir).name  # so that loggers show all tasks as one run
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
@@ -254,11 +254,11 @@ class ContinualTrainingArguments(TrainingArguments):
         check_combinations(self)
 
     def wake_plasticity_of(self, task: int) -> str:
-        """Return what wake trains in a task, from 0."""
+        """Return what wake trains in task number `task`, from 0."""
         return self.first_wake_plasticity or self.wake_plasticity if task == 0 else self.wake_plasticity
 
     def replays_awake(self, task: int) -> bool:
-        """Return whether wake of a task, from 0, adds memories of earlier tasks to its batches."""
+        """Return whether the wake of task number `task`, from 0, adds memories of earlier tasks to its batches."""
         if self.wake_replay is None:
             return self.memory_bytes != 0 and self.wake_plasticity_of(task) != "head"
         return self.wake_replay

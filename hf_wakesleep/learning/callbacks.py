@@ -1,4 +1,4 @@
-"""Callbacks: when a ContinualTrainer sleeps, and when it leaves out a step of wake or stops."""
+"""Callbacks: when a ContinualTrainer sleeps or naps, skips a step of wake, or stops."""
 
 from collections.abc import Callable
 
@@ -11,19 +11,19 @@ from .task_run import TaskRun
 class SleepCallback(TrainerCallback):
     """Says when a network sleeps: at the end of each task's wake, and for naps in between.
 
-    [`ContinualTrainer`] has it before all other callbacks, so that these see, at the end of training, the network that
-    has slept. `trainer.remove_callback(SleepCallback)` keeps it awake for good.
+    In [`ContinualTrainer`] it comes before all other callbacks, so that their `on_train_end` sees the network after
+    its sleep. Without it (`trainer.remove_callback(SleepCallback)`) there is no sleep and no nap.
 
     Args:
         sleep (`Callable`): Called at the end of wake.
-        nap (`Callable`): Called after every `sleep_every_n_steps` steps of wake, but for the last.
+        nap (`Callable`): Called after every `sleep_every_n_steps` steps of wake, except after the last step.
     """
 
     def __init__(self, sleep: Callable[[], object], nap: Callable[[], object]):
         self._sleep, self._nap = sleep, nap
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Take a nap when it is time; the last one is the sleep itself."""
+        """Take a nap when it is due, but not after the last step, which is followed by the sleep."""
         every = args.sleep_every_n_steps
         if every and state.global_step % every == 0 and state.global_step < state.max_steps:
             self._nap()
@@ -34,7 +34,7 @@ class SleepCallback(TrainerCallback):
 
 
 class TaskCallback(TrainerCallback):
-    """Keeps the wake of a task in line with its run: logs of earlier tasks, steps that are left out, signals to stop.
+    """Adds to the wake of a task: the logs of earlier tasks, steps that are left out, and stops by a signal.
 
     Args:
         check ([`StepCheck`]): Says which steps are left out, and when to stop.
@@ -45,7 +45,7 @@ class TaskCallback(TrainerCallback):
         self.check, self._run_of = check, run_of
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Put what was logged before the task in front of what its own state, which is new, will hold."""
+        """Put the logs of earlier tasks before those of this one, whose state starts empty."""
         state.log_history[:0] = self._run_of().earlier_logs
 
     def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
@@ -54,9 +54,9 @@ class TaskCallback(TrainerCallback):
             optimizer.zero_grad()
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Ask for a checkpoint if the program is to stop."""
+        """Ask for a checkpoint if a signal has asked to stop."""
         control.should_save = control.should_save or self.check.signal > 0
 
     def on_save(self, args, state, control, **kwargs):
-        """Stop if asked to, now that there is a checkpoint."""
+        """Stop if a signal has asked to, now that there is a checkpoint."""
         self.check.exit()

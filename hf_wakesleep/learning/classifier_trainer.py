@@ -1,4 +1,4 @@
-"""ClassifierTrainer: a Trainer that knows the loss, images, optimizer and checkpoints of a wake-sleep classifier."""
+"""ClassifierTrainer: a Trainer with the loss, images, optimizer and checkpoints of a wake-sleep classifier."""
 
 import copy
 import shutil
@@ -46,7 +46,7 @@ REFUSED = {
 
 
 class ClassifierTrainer(Trainer):
-    """What [`ContinualTrainer`] changes in `Trainer` whatever is learned; the stream is its own matter.
+    """The part of [`ContinualTrainer`] that needs no stream: loss, evaluation, optimizer, checkpoints, the Hub.
 
     Args:
         model ([`WakeSleepForImageClassification`]): The model.
@@ -91,7 +91,7 @@ class ClassifierTrainer(Trainer):
         self._check_optimizer()
 
     def _check_optimizer(self) -> None:
-        """Try to build the optimizer and the schedule of wake, which else fail when the first task is in memory."""
+        """Build the optimizer and schedule of wake once, so that wrong arguments fail before anything is written."""
         args = self.args
         weight = torch.nn.Parameter(torch.zeros(1, device=args.device))
         try:
@@ -128,7 +128,7 @@ class ClassifierTrainer(Trainer):
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Return the cross-entropy of the classifier; what it is mixed with is not trained."""
+        """Return the cross-entropy of the classifier alone, since LDA, the other half of the head, has no gradient."""
         outputs = model(**inputs)
         smoothing = self.args.label_smoothing_factor if self.model.training else 0.0
         logits = outputs.classifier_logits.float()
@@ -150,14 +150,14 @@ class ClassifierTrainer(Trainer):
             eval_dataset = self._eval_sets[eval_dataset]
         given = self.eval_dataset if eval_dataset is None else eval_dataset
         images = as_image_dataset(given, self.model.config.label2id, self.columns)
-        # Not by `Trainer`: it would drop the last images, or take what workers of another dataset hold.
+        # The loader of `Trainer` could drop the last images, or use workers that still hold another dataset.
         loader = DataLoader(
             images,
             batch_size=self.args.eval_batch_size,
             collate_fn=self.data_collator,
             num_workers=0 if isinstance(images, IterableDataset) else self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
-            generator=torch.Generator(),  # else every evaluation would draw a number that dropout draws next
+            generator=torch.Generator(),  # else every evaluation would change the random numbers of dropout
         )
         return self.accelerator.prepare_data_loader(loader)
 
@@ -168,13 +168,13 @@ class ClassifierTrainer(Trainer):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
-        """Add accuracy, over all images and by task, to what `Trainer` computes of labelled images."""
+        """Add the accuracy over all images, and by task, to the metrics of `Trainer`, if the images have labels."""
         if ignore_keys and "logits" in ignore_keys:
             raise ValueError(
                 "`ignore_keys` must not hold 'logits', from which accuracy is computed, got "
                 f"{list(ignore_keys)}. Leave it out."
             )
-        # Scores of many images and classes take much room, and only who asks for them gets them.
+        # Scores of many images and classes take much memory, so they are kept only if something uses them.
         needs_scores = self.compute_metrics is not None or description != "Evaluation"
         self.preprocess_logits_for_metrics = None if needs_scores else _best_class
         output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
@@ -208,11 +208,11 @@ class ClassifierTrainer(Trainer):
 
     @property
     def _eval_sets(self) -> dict[str, TaskImages]:
-        """The evaluation images of each task so far, by the name of its stage, where they are at hand."""
+        """The evaluation images of each task so far, by the name of its stage; without tasks that have none."""
         return self.eval_dataset.sets if isinstance(self.eval_dataset, EvalSets) else {}
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """Give the backbone a learning rate of its own if `backbone_learning_rate_ratio` says so."""
+        """Give the backbone a learning rate of its own if `backbone_learning_rate_ratio` is not 1."""
         ratio = self.args.backbone_learning_rate_ratio
         if self.optimizer is None and ratio != 1:
             build, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
@@ -222,7 +222,7 @@ class ClassifierTrainer(Trainer):
         return super().create_optimizer(model)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Prepare to publish; the repository is created with the first stage, so a Hub that is down stops nothing."""
+        """Prepare to publish. The repository is created with the first stage, so an offline Hub stops no training."""
         self.hub_model_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         if self.args.should_save:
             self._publisher = Publisher(
@@ -236,7 +236,7 @@ class ClassifierTrainer(Trainer):
     def push_to_hub(self, commit_message: str | None = None, blocking: bool = True, **kwargs) -> None:
         """Send the stages that have not been sent; every stage is one commit with a message of its own.
 
-        While nothing is trained, it waits for all to arrive, whatever `blocking` says.
+        Called outside of `train`, it waits until all have arrived, also with `blocking=False`.
         """
         if self._publisher is None:
             self.init_hf_repo(kwargs.get("token"))
@@ -249,7 +249,7 @@ class ClassifierTrainer(Trainer):
 
     @contextmanager
     def _hold_folder(self) -> Iterator[None]:
-        """Hold the output folder, so that no other run writes to it; a trainer that holds it already goes on."""
+        """Lock the output folder, so that no other run writes to it, unless this trainer has locked it already."""
         if self._is_folder_held or not self.args.should_save:
             yield
             return
@@ -271,21 +271,21 @@ class ClassifierTrainer(Trainer):
 
     @property
     def columns(self) -> Mapping[str, str]:
-        """Columns of `image` and `label` to take where a dataset has them."""
+        """Names of the columns of `image` and `label`, used for datasets that have them; found by type if empty."""
         return {}
 
     @property
     def task_number(self) -> int:
-        """Number of the task at hand, from 0."""
+        """Number of the current task, from 0."""
         return 0
 
     @property
     def checkpoints_folder(self) -> Path:
-        """Where the checkpoints of the task at hand go."""
+        """Folder of the checkpoints of the current task."""
         return checkpoints_of(self.args.output_dir, self.task_number)
 
     def save_sleep_checkpoint(self, replay: Replay) -> None:
-        """Save a checkpoint inside a sleep: what `Trainer` needs to see wake as done, and the state of the sleep."""
+        """Save a checkpoint inside a sleep: the state of the sleep, and what makes `Trainer` see wake as done."""
         with self.complete_checkpoint(self.state.global_step + replay.step) as folder:
             state = replay.state_dict()
             if self.args.should_save:
@@ -326,7 +326,7 @@ class ClassifierTrainer(Trainer):
                 shutil.rmtree(temporary, ignore_errors=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        """Load weights as `from_pretrained` does: in files, transformers may keep other names than in the module."""
+        """Load weights by `from_pretrained`, since transformers may save them under other names than in the module."""
         if self.is_deepspeed_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         stored = WakeSleepForImageClassification.from_pretrained(resume_from_checkpoint)

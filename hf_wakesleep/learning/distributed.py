@@ -1,6 +1,6 @@
-"""Distributed training: processes that hold the same, and models that FSDP shards while they are trained.
+"""Distributed training: the same model and memory on all processes, also where FSDP shards the model in training.
 
-Wake and sleep train shards; writing memory, LDA, evaluation and saving see a full model on every process.
+Only the steps of wake and sleep use shards. Memory, LDA, evaluation and saving use a full model on every process.
 """
 
 import copy
@@ -26,14 +26,14 @@ _FULL = StateDictOptions(full_state_dict=True)
 
 
 def check_sharding(accelerator: Accelerator, unsharded_only: dict[str, float]) -> None:
-    """Check that sharded models can be put together, and that nothing needs a full one in between.
+    """Check that a model that this launch shards can be put together, and that no argument rules out shards.
 
     Args:
         accelerator (`Accelerator`): Will train the model.
         unsharded_only (`dict[str, float]`): By name, arguments that must be 0 where a model is sharded.
 
     Raises:
-        ValueError: If not.
+        ValueError: If a launch or an argument does not fit.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ValueError(
@@ -58,10 +58,10 @@ def check_sharding(accelerator: Accelerator, unsharded_only: dict[str, float]) -
 
 
 def check_unsharded(accelerator: Accelerator) -> None:
-    """Check that models are not sharded while they are trained, so that single weights can be held frozen.
+    """Check that models are not sharded while they are trained, as frozen weights require.
 
     Raises:
-        ValueError: If not.
+        ValueError: If they are.
     """
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError(
@@ -77,10 +77,10 @@ def shards(accelerator: Accelerator) -> bool:
 
 
 def unwrap(accelerator: Accelerator, model: torch.nn.Module) -> torch.nn.Module:
-    """Return a full, bare model, which can be prepared anew: another one if `model` is sharded.
+    """Return a full, bare model, which can be prepared again: a new one if `model` is sharded, else the one inside it.
 
     Args:
-        accelerator (`Accelerator`): Prepared the model, if anything did; its processes call this together.
+        accelerator (`Accelerator`): Has prepared the model, if it is prepared; its processes call this together.
         model (`torch.nn.Module`): A [`WakeSleepForImageClassification`], bare or prepared.
     """
     bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
@@ -94,7 +94,7 @@ def unwrap(accelerator: Accelerator, model: torch.nn.Module) -> torch.nn.Module:
 
 
 def load_full_state(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Load the weights of a full model, which every process has, into one that may be sharded."""
+    """Load full weights, which every process has, into a model that may be sharded."""
     if isinstance(model, FSDPModule):
         set_model_state_dict(model, state, options=_FULL)
     else:
@@ -102,12 +102,12 @@ def load_full_state(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> N
 
 
 def full_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return the weights of a sharded model; all processes call this together."""
+    """Return the full weights of a sharded model; all processes call this together."""
     return get_model_state_dict(model, options=_FULL)
 
 
 def optimizer_state(model: torch.nn.Module, optimizer) -> dict:
-    """Return the state of a prepared optimizer; that of a sharded model put together, by all processes together."""
+    """Return the full state of a prepared optimizer, also of a sharded model; all processes call this together."""
     if isinstance(model, FSDPModule):
         return get_optimizer_state_dict(model, optimizer.optimizer, options=_FULL)
     return optimizer.state_dict()
@@ -123,10 +123,10 @@ def load_optimizer_state(model: torch.nn.Module, optimizer, state: dict) -> None
 
 @torch.no_grad()
 def share_buffers(accelerator: Accelerator, model: WakeSleepForImageClassification) -> None:
-    """Give all processes what the first one holds beside the weights of a full model.
+    """Copy the buffers of a full model, such as LDA's statistics, from the first process to all others.
 
-    Each process sums features itself, which not every device does to the same bits, and modules with running
-    statistics have seen other images on each.
+    They can differ: each process sums features itself, which devices may round differently, and modules with running
+    statistics see other images on each process.
 
     Args:
         accelerator (`Accelerator`): Its processes call this together.
@@ -170,10 +170,10 @@ def check_equal(accelerator: Accelerator, mine: dict, when: str) -> None:
     Args:
         accelerator (`Accelerator`): Its processes call this together.
         mine (`dict`): Values of this process, which can be pickled.
-        when (`str`): For the error, such as `"after task-02"`.
+        when (`str`): When they are compared, for the error, such as `"after task-02"`.
 
     Raises:
-        RuntimeError: If they differ, with the names of what differs, on all processes.
+        RuntimeError: If they differ; raised on all processes, with the names of the values that differ.
     """
     if accelerator.num_processes == 1:
         return

@@ -1,4 +1,4 @@
-"""Drift: how training moves features, told by those of some memories before and after, and LDA moved along with it."""
+"""Drift: how training has moved features, measured on some memories, and how LDA's statistics are moved along."""
 
 from collections.abc import Iterator
 
@@ -13,12 +13,12 @@ from ..model.head_wakesleep import LinearDiscriminant
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from .sleep_config import SleepConfig
 
-PENALTIES = torch.logspace(-4, 4, 17)  # of ridge regression, in mean squared singular values
-MOST_REPLAYED, MOST_HELD_OUT = 1152, 384  # memories looked at, so that LDA costs the same with any number of them
+PENALTIES = torch.logspace(-4, 4, 17)  # of ridge regression, as multiples of the mean squared singular value
+MOST_REPLAYED, MOST_HELD_OUT = 1152, 384  # most memories that drift is measured on: the cost of LDA has a limit
 
 
 def drift_positions(memory: SemiParametricMemory, held_out_share: float) -> np.ndarray:
-    """Return the positions of the memories whose drift is looked at, int64 (M,): some of every class, held out too."""
+    """Return the positions of the memories on which drift is measured, int64 (M,): of every class, replayed or not."""
     replayed = np.flatnonzero(~held_out_mask(memory.labels, memory.tasks, held_out_share))
     first = np.flatnonzero(np.diff(memory.labels, prepend=-1))  # one of each class at least
     measured = measured_positions(memory, held_out_share)
@@ -28,7 +28,7 @@ def drift_positions(memory: SemiParametricMemory, held_out_share: float) -> np.n
 def measured_positions(memory: SemiParametricMemory, held_out_share: float) -> np.ndarray:
     """Return the positions of the memories that a sleep is measured on, before and after, int64 (M,).
 
-    They are held out of replay, but for those that are the only ones of their class.
+    They are held out of replay, except the only memory of a class.
     """
     return subsample(np.flatnonzero(stratified_mask(memory.labels, memory.tasks, held_out_share)), MOST_HELD_OUT)
 
@@ -36,7 +36,7 @@ def measured_positions(memory: SemiParametricMemory, held_out_share: float) -> n
 def drift_features(
     model: WakeSleepForImageClassification, memory: SemiParametricMemory, reader: ImageReader, config: SleepConfig
 ) -> torch.Tensor:
-    """Return the features of the memories of `drift_positions` as they are now, (M, D), float32."""
+    """Return the current features of the memories at `drift_positions`, (M, D), float32."""
     positions = drift_positions(memory, config.held_out_share)
     batches = memory_features(model, memory, reader, config, positions, "drift")
     return torch.cat([features for _, features, _ in batches])
@@ -68,35 +68,40 @@ def memory_features(
 def carry(
     lda: LinearDiscriminant, before: torch.Tensor, after: torch.Tensor, labels: torch.Tensor, is_new: torch.Tensor
 ) -> None:
-    """Carry LDA's statistics along with features that have moved, as those of some memories tell.
+    """Carry LDA's statistics along with features that have moved, as measured on some memories.
 
-    A linear map f' = f A + c is fitted to these memories, by ridge regression of their drift, and moves the means of
-    all images that LDA has seen, not only of those that are remembered. What it leaves over is the drift of a class
-    of its own, added to the mean as far as it stands out from the noise (an empirical Bayes estimate). The covariance
-    is moved by a map B fitted to deviations from class means: B' Sigma B plus the covariance of what B leaves over.
-    Errors of one sleep after another would add up: a mean that lies further from that of its memories than those of
-    classes whose statistics are still exact is drawn back to their distance; where there are no such classes, as in
-    new domains of known ones, to the distance that chance alone makes expected. Where no class has two memories, the
-    covariance is moved by the map of the means.
+    1. Errors of earlier sleeps are limited, so that they do not add up. The statistics of a class are exact if it was
+       learned in the latest task: they were computed on this backbone before it was trained, and were never carried.
+       The largest distance between the mean of an exact class and the mean of its memories is allowed for all
+       classes; a mean that is further from its memories is moved towards them until it is that far away. Where no
+       class is exact, as when known classes get a new domain, the distance to expect by chance is allowed.
+    2. The class means are moved by a linear map f' = f A + c, which is fitted to the features of the memories before
+       and after, by ridge regression of their drift.
+    3. To each class mean, the mean residual of its memories (the drift that the map does not explain) is added,
+       shrunk by how much of it is noise (an empirical Bayes estimate).
+    4. The covariance becomes B' Sigma B plus the covariance of the residuals of B, a map like A that is fitted to
+       deviations from class means; where no class has two memories, A takes the place of B.
+
     Compensation of drift by means: Yu et al. 2020, arXiv 2004.00440; by a learned map: Gomez-Villa et al. 2024, arXiv
     2407.08536.
 
     Args:
         lda ([`LinearDiscriminant`]): Its means and covariance are replaced; counts stay.
-        before (`torch.Tensor` of shape `(M, D)`): Features of the memories when the statistics were right.
-        after (`torch.Tensor` of shape `(M, D)`): Their features now.
+        before (`torch.Tensor` of shape `(M, D)`): Features of the memories when the statistics last fitted the
+            backbone, before it was trained.
+        after (`torch.Tensor` of shape `(M, D)`): Their current features.
         labels (`torch.Tensor` of shape `(M,)`): Their classes.
-        is_new (`torch.Tensor` of shape `(M,)`): Which of them are of the latest task; the statistics of a class that
-            has no others are exact.
+        is_new (`torch.Tensor` of shape `(M,)`): Which memories are of the latest task; a class that has no others is
+            exact.
     """
     old, new, labels = before.double().cpu(), after.double().cpu(), labels.cpu()
     old_mean, new_mean = old.mean(dim=0), new.mean(dim=0)
     means = lda.means.double().cpu() - old_mean  # (C, D)
     old, new = old - old_mean, new - new_mean
-    limits = _limits(lda, means, old, labels, is_new.cpu())
-    means = _drawn_back(means, _class_means(old, labels, len(means)), limits)
+    limits = _max_distances(lda, means, old, labels, is_new.cpu())
+    means = _limit_distances(means, _class_means(old, labels, len(means)), limits)
     linear = _drift_map(old, new, len(labels) - 1)
-    means = means @ linear + new_mean + _stand_out(new - old @ linear, labels, len(means))
+    means = means @ linear + new_mean + _shrunk_residuals(new - old @ linear, labels, len(means))
     means[lda.counts.cpu() == 0] = 0.0
     old, new = (part - _class_means(part, labels, len(means))[labels] for part in (old, new))
     if len(labels) > len(labels.unique()):
@@ -106,10 +111,10 @@ def carry(
     lda.set_moments(means, covariance)
 
 
-def _limits(
+def _max_distances(
     lda: LinearDiscriminant, means: torch.Tensor, old: torch.Tensor, labels: torch.Tensor, is_new: torch.Tensor
 ) -> torch.Tensor:
-    """Return how far each class mean (C, D) may lie from that of its memories, which are `old` (M, D); (C,)."""
+    """Return how far each class mean (C, D) may be from the mean of its memories, `old` (M, D); of shape (C,)."""
     num_new, num_all = (part.bincount(minlength=len(means)) for part in (labels[is_new], labels))
     is_exact = (num_new > 0) & (num_new == num_all)
     if is_exact.any():
@@ -118,8 +123,8 @@ def _limits(
     return (lda.covariance().double().cpu().trace() / num_all.clamp(min=1)).sqrt()
 
 
-def _drawn_back(means: torch.Tensor, remembered: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
-    """Return class means (C, D) no further from those of memories (C, D) than `limits` (C,)."""
+def _limit_distances(means: torch.Tensor, remembered: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    """Move class means (C, D) towards the means of their memories (C, D), to a distance of at most `limits` (C,)."""
     apart = means - remembered
     distances = apart.norm(dim=1)  # (C,)
     return remembered + (limits / distances.clamp(min=1e-30)).clamp(max=1)[:, None] * apart
@@ -128,7 +133,7 @@ def _drawn_back(means: torch.Tensor, remembered: torch.Tensor, limits: torch.Ten
 def _drift_map(old: torch.Tensor, new: torch.Tensor, freedom: int) -> torch.Tensor:
     """Return the matrix (D, D) that maps centred features (M, D) to new ones, by ridge regression of new - old.
 
-    Generalised cross-validation (Golub et al. 1979) with so many degrees of freedom chooses the penalty.
+    Generalised cross-validation (Golub et al. 1979) chooses the penalty, with `freedom` degrees of freedom.
     """
     identity = torch.eye(old.shape[1], dtype=old.dtype)
     left, lengths, right = torch.linalg.svd(old, full_matrices=False)  # (M, R), (R,), (R, D)
@@ -157,13 +162,13 @@ def _freedom(labels: torch.Tensor) -> int:
     return max(1, len(labels) - len(labels.unique()))
 
 
-def _stand_out(residuals: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Return the mean residual of each class (C, D), shrunk by what noise alone would make of it."""
+def _shrunk_residuals(residuals: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Return the mean residual of each class (C, D), shrunk by how much of it is noise."""
     means = _class_means(residuals, labels, num_classes)
     counts = labels.bincount(minlength=num_classes)
     if len(labels) == (counts > 0).sum():
-        return torch.zeros_like(means)  # one memory of each class says nothing of noise
+        return torch.zeros_like(means)  # with one memory of each class, the noise is unknown
     variance = (residuals - means[labels]).square().sum() / _freedom(labels)
-    noise = variance / counts.clamp(min=1)  # (C,) expected squared length of a mean that says nothing
+    noise = variance / counts.clamp(min=1)  # (C,) expected squared length of a mean of noise alone
     signal = (means.square().sum(dim=1) - noise)[counts > 0].mean().clamp(min=0)
     return means * (signal / (signal + noise).clamp(min=1e-30))[:, None]

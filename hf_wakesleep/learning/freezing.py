@@ -1,4 +1,4 @@
-"""Importance: how much what is known depends on each entry of a network's parameters."""
+"""Freezing: which weights matter most for what the network has learned, and are frozen from then on."""
 
 import copy
 import math
@@ -14,7 +14,7 @@ from ..memory.synapses import Synapses, count_entries, grow_synapses
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from .sleep_config import SleepConfig
 
-LEAST = 1e-6  # of the largest gradient by a logit: squares of smaller ones leave the range of float32
+LEAST = 1e-6  # least size of the largest gradient by a logit: squares of smaller ones underflow in float32
 
 
 def importance(
@@ -26,22 +26,22 @@ def importance(
     """Return the diagonal of the empirical Fisher information of the classifier, on memories of all classes.
 
     F = mean over images of (d log p(y | x) / d w)^2, with y the label of image x, one gradient per image, as in
-    elastic weight consolidation (Kirkpatrick et al. 2017). Memory holds all tasks, so importance for all that is known
-    is measured anew for the weights as they are; no sum over tasks needs to be kept.
+    elastic weight consolidation (Kirkpatrick et al. 2017). Memory holds images of all tasks, so the importance for all
+    of them is measured again after each sleep, with the current weights; no sum over tasks needs to be kept.
 
-    What counts is the order within a parameter. So where the classes are so well apart that all gradients would be
-    too small for float32, all are scaled alike. The likelihood of a single class is always 1 and tells nothing; then
-    its logit plus half the squared norm of the feature takes the place of log p(y | x), much as in memory aware
-    synapses (Aljundi et al. 2018).
+    Entries are compared with others of the same parameter only, so a common factor changes nothing: where the classes
+    are so well separated that all gradients would be too small for float32, all are multiplied by the same number.
+    With a single class p(y | x) is always 1 and has no gradient; then the logit plus half the squared norm of the
+    feature takes the place of log p(y | x), much as in memory aware synapses (Aljundi et al. 2018).
 
     Args:
-        model ([`WakeSleepForImageClassification`]): Stays as it is.
+        model ([`WakeSleepForImageClassification`]): Not changed.
         memory ([`SemiParametricMemory`]): Read, never written.
         reader ([`ImageReader`]): Turns decoded images into the model's input.
         config ([`SleepConfig`]): `importance_images`, `rng_key`, `eval_batch_size`.
 
     Returns:
-        `dict[str, torch.Tensor]`: By the name of a parameter, float32 of its shape.
+        `dict[str, torch.Tensor]`: Importance of the entries of each parameter, by its name; float32 of its shape.
     """
     twin = copy.deepcopy(model).requires_grad_(True).eval()
     parameters = dict(twin.named_parameters())
@@ -68,7 +68,7 @@ def _logit_gradients(
     positions: np.ndarray,
     config: SleepConfig,
 ) -> Iterator[torch.Tensor]:
-    """Return d log p(y | x) / d logits of each memory, (1, C) float32, all scaled alike if all are tiny."""
+    """Return d log p(y | x) / d logits of each memory, (1, C) float32; scaled as by `log_likelihood_gradients`."""
     logits, labels = [], []
     for image, label in _examples(memory, reader, positions, config):
         logits.append(model.head.classifier(model.extract_features(image.to(model.device))).double())
@@ -84,8 +84,8 @@ def log_likelihood_gradients(logits: torch.Tensor, labels: torch.Tensor) -> torc
         labels (`torch.Tensor` of shape `(N,)`): int64.
 
     Returns:
-        `torch.Tensor`: float64 of shape (N, C); of a single class 1. If the largest is below `LEAST`, all are scaled
-        so that it is `LEAST`.
+        `torch.Tensor`: float64 of shape (N, C); 1 for a single class. If the largest is below `LEAST`, all are
+        multiplied by one number that makes it `LEAST`.
     """
     if logits.shape[1] == 1:
         return torch.ones_like(logits)
@@ -107,7 +107,7 @@ def _examples(
 
 
 def most_important(importance: torch.Tensor, fraction: float) -> torch.Tensor:
-    """Return which entries are the top share by importance, bool; of equal ones the first, of zeros none."""
+    """Return a mask of the most important `fraction` of entries, bool; the first of equal ones, none that are 0."""
     count = int(fraction * importance.numel())
     mask = torch.zeros(importance.numel(), dtype=torch.bool, device=importance.device)
     mask[importance.flatten().argsort(descending=True, stable=True)[:count]] = True
@@ -120,9 +120,9 @@ def freeze_synapses(
     reader: ImageReader,
     config: SleepConfig,
 ) -> Synapses:
-    """Return the synapses of a memory with the `freeze_fraction` most important entries of each parameter frozen, too.
+    """Return the memory's synapses with the most important `freeze_fraction` of each parameter frozen as well.
 
-    Arguments are those of [`importance`].
+    Arguments are those of [`importance`]. The memory itself is not changed.
     """
     synapses = grow_synapses(memory.synapses, count_entries(model), config.freeze_fraction)
     found = importance(model, memory, reader, config)

@@ -1,4 +1,4 @@
-"""LDA brought up to date: statistics that fit the trained backbone, a weight set on memories held out."""
+"""Update of LDA after training: its statistics, and its weight in predictions."""
 
 import math
 
@@ -15,7 +15,7 @@ from .distributed import share_buffers, share_value
 from .drift import carry, drift_positions, measured_positions, memory_features
 from .sleep_config import SleepConfig
 
-WEIGHTS = [step / 10 for step in range(11)]  # of LDA, to choose from
+WEIGHTS = [step / 10 for step in range(11)]  # of LDA in predictions, of which the best is chosen
 
 
 def update_lda(
@@ -27,20 +27,21 @@ def update_lda(
     features_before: torch.Tensor | None = None,
     accelerator: Accelerator | None = None,
 ) -> float:
-    """Bring LDA's statistics to the trained backbone, as `lda_update` says, and set `lda_weight` on held-out memories.
+    """Update LDA's statistics for the trained backbone, as `lda_update` says, and its weight on held-out memories.
 
     Args:
         model ([`WakeSleepForImageClassification`]): Its statistics and `config.lda_weight` are replaced.
         memory ([`SemiParametricMemory`]): Read, never written.
         reader ([`ImageReader`]): Turns decoded images into the model's input.
         config ([`SleepConfig`]): `lda_update`, `lda_weight`, `held_out_share`, ...
-        features_before (`torch.Tensor` of shape `(M, D)`, *optional*): What [`drift_features`] gave when the
-            statistics were right; needed to carry them along.
+        features_before (`torch.Tensor` of shape `(M, D)`, *optional*): What [`drift_features`] returned when the
+            statistics last fitted the backbone, before it was trained; needed for `lda_update="carry"`.
         accelerator (`Accelerator`, *optional*): Its processes all get what the first one computes.
 
     Returns:
-        `float`: Accuracy of the mix on held-out memories; NaN without such. Statistics that are computed anew do not
-        know them yet; those that are carried along know their originals.
+        `float`: Accuracy of the classifier mixed with LDA on held-out memories; NaN if there are none. Recomputed
+        statistics include these memories only after it was measured. Statistics that are carried along or kept
+        include the original images of these memories all the time, so they may flatter it.
 
     Raises:
         ValueError: If they are to be carried along, but `features_before` is missing or of other memories.
@@ -83,7 +84,7 @@ def update_lda(
 
 
 def set_lda_weight(model: WakeSleepForImageClassification, weight: float | None) -> None:
-    """Set the weight of LDA in predictions; `None` leaves it as it is."""
+    """Set the weight of LDA in predictions; do nothing if it is `None`."""
     if weight is not None:
         model.config.lda_weight = weight
 
@@ -91,9 +92,9 @@ def set_lda_weight(model: WakeSleepForImageClassification, weight: float | None)
 def held_out_accuracy(
     model: WakeSleepForImageClassification, memory: SemiParametricMemory, reader: ImageReader, config: SleepConfig
 ) -> float:
-    """Return the accuracy of a model, as it is, on the memories that a sleep is measured on; NaN without such.
+    """Return the current accuracy of a model on the memories that a sleep is measured on; NaN if there are none.
 
-    They are held out of replay, and the same that [`update_lda`] measures on afterwards.
+    Sleep does not replay them. [`update_lda`] measures on the same ones after the sleep.
     """
     positions = measured_positions(memory, config.held_out_share)
     if len(positions) == 0:
@@ -109,7 +110,7 @@ def held_out_accuracy(
 def _best_weight(
     model: WakeSleepForImageClassification, features: torch.Tensor, labels: torch.Tensor, weights: list[float]
 ) -> float:
-    """Return the weight of LDA that gives features (M, D) of labels (M,) the best likelihood."""
+    """Return the weight of LDA with which the labels (M,) of features (M, D) are most likely."""
     classifier, lda = model.head.classifier(features.to(model.dtype)), model.head.lda(features)  # (M, C)
     losses = {weight: F.nll_loss(model.head.mix(classifier, lda, weight), labels).item() for weight in weights}
     return min(losses, key=losses.get)

@@ -1,7 +1,8 @@
-"""LoRA: low-rank factors that learn in place of the backbone's weights, and are merged into them.
+"""LoRA: low-rank factors that are trained instead of the backbone's weights, and then merged into them.
 
-Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"; the layers are those of peft. Whatever is saved
-has plain weights under plain names: factors live within one wake or one sleep, and in its checkpoints beside them.
+Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"; the layers are those of peft. Factors exist only
+within one wake or one sleep. Stages and checkpoints hold the plain weights under their plain names; a checkpoint also
+holds the factors, in a file of its own awake, and in the state of the sleep asleep.
 """
 
 import copy
@@ -20,7 +21,7 @@ from ..model.digests_wakesleep import write_digests
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from .distributed import shards
 
-WAKE, SLEEP = 0, 1  # the last part of the seed
+WAKE, SLEEP = 0, 1  # last part of the seed of the factors
 FACTORS_NAME = "factors.safetensors"
 MERGEABLE = {  # options of LoraConfig whose factors can be merged into plain weights
     "r",
@@ -38,7 +39,7 @@ MERGEABLE = {  # options of LoraConfig whose factors can be merged into plain we
     "init_lora_weights",
 }
 ABOUT = {"task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}  # without effect here
-INITIAL = (True, False, "gaussian", "orthogonal")  # those that leave the weights of the backbone as they are
+INITIAL = (True, False, "gaussian", "orthogonal")  # initial factors that do not change the backbone's weights
 
 
 def default_lora_config(rank: int = 8) -> LoraConfig:
@@ -55,11 +56,11 @@ def describe(config: LoraConfig) -> str:
 
 
 def check_lora(model: WakeSleepForImageClassification, config: LoraConfig, accelerator: Accelerator) -> None:
-    """Check that factors can be injected into a model, which is left as it was.
+    """Check that factors can be injected into a model, which is not changed.
 
     Raises:
         TypeError: If `config` is no `LoraConfig`.
-        ValueError: If its factors could not be merged, fit no layer, or the model is sharded.
+        ValueError: If its factors could not be merged or fit no layer, or the model is sharded.
     """
     inject(model, config, accelerator)
     _take_out(model)
@@ -68,7 +69,7 @@ def check_lora(model: WakeSleepForImageClassification, config: LoraConfig, accel
 def inject(
     model: WakeSleepForImageClassification, config: LoraConfig, accelerator: Accelerator, *rng_key: int
 ) -> None:
-    """Put factors into the backbone; they learn from now on, its own weights do not.
+    """Put factors into the backbone; from now on they are trained instead of its weights.
 
     Args:
         model ([`WakeSleepForImageClassification`]): A bare model.
@@ -108,9 +109,9 @@ def inject(
 
 
 def merge(model: WakeSleepForImageClassification) -> None:
-    """Add the factors to the weights and take them out of the backbone, all of which can learn then.
+    """Merge the factors into the weights and remove them; all weights of the backbone can be trained again then.
 
-    A model without factors is left as it is.
+    A model without factors is not changed.
     """
     for layer in _layers(model).values():
         layer.merge()
@@ -119,7 +120,7 @@ def merge(model: WakeSleepForImageClassification) -> None:
 
 @contextmanager
 def without_factors(model: WakeSleepForImageClassification) -> Iterator[None]:
-    """Take the factors out for the time of the block, so that all weights have their plain names."""
+    """Take the factors out inside the block, so that all weights have their plain names."""
     layers = _layers(model)
     _put(model, {name: layer.get_base_layer() for name, layer in layers.items()})
     try:
@@ -129,7 +130,7 @@ def without_factors(model: WakeSleepForImageClassification) -> Iterator[None]:
 
 
 def factors(model: WakeSleepForImageClassification) -> dict[str, torch.Tensor]:
-    """Return the factors by their names in the backbone; none of a model without."""
+    """Return the factors by their names in the backbone; empty if the model has none."""
     return {name: value for name, value in model.backbone.state_dict().items() if ".lora_" in name}
 
 
@@ -158,7 +159,7 @@ def save_factors(model: WakeSleepForImageClassification, folder: Path) -> None:
 
 
 def read_factors(folder: Path) -> dict[str, torch.Tensor]:
-    """Return the factors in a checkpoint; none if it was taken without."""
+    """Return the factors in a checkpoint; empty if it has none."""
     path = folder / FACTORS_NAME
     return load_file(path) if path.is_file() else {}
 

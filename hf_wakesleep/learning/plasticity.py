@@ -1,4 +1,4 @@
-"""Plasticity: which weights learn, and how fast."""
+"""Plasticity: which weights are trained, and with which learning rate."""
 
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 
@@ -11,8 +11,8 @@ def parameter_groups(
     Args:
         model ([`WakeSleepForImageClassification`]): The model.
         learning_rate (`float`): Learning rate of the head.
-        weight_decay (`float`): Weight decay of everything with two dimensions or more.
-        backbone_ratio (`float`): Learning rate of the backbone over that of the head.
+        weight_decay (`float`): Weight decay of all parameters with two dimensions or more.
+        backbone_ratio (`float`): Learning rate of the backbone divided by that of the head.
     """
     groups = []
     for part, ratio in ((model.backbone, backbone_ratio), (model.head, 1.0)):
@@ -25,7 +25,7 @@ def parameter_groups(
 
 
 def set_plasticity(model: WakeSleepForImageClassification, plasticity: str) -> None:
-    """Make all weights trainable (`"full"`) or the head's only (`"head"`, and `"lora"` until it gets its factors)."""
+    """Make all weights trainable (`"full"`), or only the head (`"head"`, and `"lora"` before factors are injected)."""
     model.requires_grad_(True)
     model.backbone.requires_grad_(plasticity == "full")
     model.trains_backbone = plasticity == "full"

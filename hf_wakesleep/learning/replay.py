@@ -1,4 +1,4 @@
-"""Replay: the steps of one sleep, which can be left after any of them and gone on with."""
+"""Replay: the steps of one sleep, which can stop after any step and resume from there."""
 
 import copy
 import math
@@ -23,9 +23,9 @@ from .stopping import StepCheck
 
 
 class Replay:
-    """The steps of one sleep, which can be left after any of them and gone on with.
+    """The steps of one sleep, which can stop after any step and resume from there.
 
-    What is random in a step follows from `rng_key`, the step and the process, so it is no part of the state.
+    All randomness of a step is seeded by `rng_key`, the step and the process, so the state holds no random numbers.
 
     Args:
         model ([`WakeSleepForImageClassification`]): The bare model; its weights change, and are saved by the caller.
@@ -33,12 +33,12 @@ class Replay:
         reader ([`ImageReader`]): Turns decoded images into the model's input.
         config ([`SleepConfig`]): How many steps, what they train, how fast, ...
         accelerator (`Accelerator`): Spreads every batch over its processes.
-        check ([`StepCheck`]): Judges the loss of every step.
+        check ([`StepCheck`]): Says whether a step is taken or left out, by its loss.
 
     Attributes:
-        step (`int`): Steps done.
-        accuracy_before (`float`): What the sleeper knew of the memories held out, for the report; NaN if unknown.
-        frozen ([`FrozenEntries`]): Holds what is frozen; `frozen.restore(model)` puts it into a model that was merged.
+        step (`int`): Number of steps done.
+        accuracy_before (`float`): Accuracy on the held-out memories before the sleep, for the report; NaN if unknown.
+        frozen ([`FrozenEntries`]): The frozen weights and their values, which are put back after every step.
     """
 
     def __init__(self, model, memory, reader, config: SleepConfig, accelerator, check: StepCheck):
@@ -62,14 +62,14 @@ class Replay:
         self._average = WeightAverage(trained, config.average) if config.average else None
         self.step, self.seconds_before, self.accuracy_before = 0, 0.0, math.nan
         self._start = time.perf_counter()
-        self._losses = {"nrem": [], "rem": []}  # of the last steps of each
+        self._losses = {"nrem": [], "rem": []}  # of the last `steps // 10` steps of each phase
         self._unlogged = {"nrem": [], "rem": []}  # since the last log
         self._learning_rate = 0.0  # of the head, at the last step
         is_held_out = held_out_mask(memory.labels, memory.tasks, config.held_out_share)
         self._replayed = memory.balanced_sampler(np.flatnonzero(~is_held_out))
 
     def run(self, on_step_end: Callable[["Replay"], object] | None = None) -> None:
-        """Do the steps that are left, and call `on_step_end` after each."""
+        """Take the remaining steps, and call `on_step_end` after each."""
         self.model.train()
         steps, shows = self.config.steps, self.config.shows_progress
         bar = tqdm(total=steps, desc="sleep", disable=not shows, leave=False, initial=self.step)
@@ -98,14 +98,14 @@ class Replay:
         return self.accelerator.gather(loss).mean().item() - least <= self.config.enough_loss
 
     def _release(self) -> None:
-        """Let the accelerator forget what it has prepared for this sleep; it would hold it until the next task."""
+        """Remove model and optimizer of this sleep from the accelerator, which would keep them until the next task."""
         for held, own in ((self.accelerator._models, self.model), (self.accelerator._optimizers, self.optimizer)):
             held[:] = [item for item in held if item is not own]
 
     def mean_loss(self, phase: str = "nrem") -> float:
-        """Return the mean loss of a phase over the last of its steps, a tenth as many as the whole sleep has.
+        """Return the mean of the last `steps // 10` losses of a phase, without those that are not finite.
 
-        NaN where there are none.
+        NaN if there are none.
         """
         finite = [loss for loss in self._losses[phase] if np.isfinite(loss)]
         return float(np.mean(finite)) if finite else math.nan
@@ -121,10 +121,10 @@ class Replay:
         return {**logs, "sleep_learning_rate": self._learning_rate}
 
     def state_dict(self) -> dict:
-        """Return all but the weights that the next step depends on, to be saved or copied before it is taken.
+        """Return everything that the next step depends on, except the weights.
 
-        The weights are in the bare model then, but factors of LoRA are in what is returned. All processes call this
-        together.
+        The weights are in the bare model afterwards; only LoRA factors are part of what is returned. The tensors are
+        not copied: save or copy them before the next step. All processes call this together.
         """
         self._settle()
         return {
@@ -140,7 +140,7 @@ class Replay:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from what `state_dict` returned."""
+        """Resume from what `state_dict` returned."""
         load_factors(self.bare, state["factors"])
         load_optimizer_state(self.model, self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -152,7 +152,7 @@ class Replay:
         self._unlogged = {phase: list(losses) for phase, losses in state["unlogged"].items()}
 
     def _settle(self) -> None:
-        """Bring the weights into the bare model, where they are not already."""
+        """Copy the weights into the bare model if the trained one is sharded; else it holds them already."""
         if shards(self.accelerator):
             self.bare.load_state_dict(full_state(self.model))
 
@@ -167,7 +167,7 @@ class Replay:
         with accelerator.autocast():
             logits = self.model(pixel_values=pixel_values).classifier_logits.float()  # (B, C)
             loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
-        share = len(labels) * accelerator.num_processes / config.batch_size  # 1 where every process has as many
+        share = len(labels) * accelerator.num_processes / config.batch_size  # 1 if all processes have equally many
         self.check.watch(loss)
         if self.check.accepts(f"step {step + 1} of sleep {config.rng_key[1:]}"):
             accelerator.backward(loss * share)
@@ -225,7 +225,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after a step."""
+        """Update the average with the weights after a step."""
         if not self.weights:
             self.weights = {name: value.clone() for name, value in self._parameters.items()}
         share = 1 - min(self.decay, (step + 1) / (step + 10))
@@ -233,6 +233,6 @@ class WeightAverage:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Give the model the average of its weights."""
+        """Replace the weights of the model by their average."""
         for name, value in self.weights.items():
             self._parameters[name].copy_(value)

@@ -1,4 +1,4 @@
-"""Resume: the state that a run starts with, and the stage and checkpoint that it goes on from."""
+"""Resume: the state that a run starts with, and the stage and checkpoint that it resumes from."""
 
 from pathlib import Path
 
@@ -26,12 +26,12 @@ def initial_state(
     """Return history and memory to start with: new ones for a new model, else those of the stage it was loaded from.
 
     Args:
-        model ([`WakeSleepForImageClassification`]): A model without classes, or what `from_pretrained` gave.
+        model ([`WakeSleepForImageClassification`]): A model without classes, or one from `from_pretrained`.
         args ([`ContinualTrainingArguments`]): `codec`, `codec_quality` and `memory_budget` of a new memory.
         codec ([`Codec`], *optional*): The codec of a new memory, instead of what the arguments say.
 
     Raises:
-        TypeError: If it is another model.
+        TypeError: If `model` is of another type.
         ValueError: If the model knows classes, but there is no history where it was loaded from, or the files there
             are damaged or of different stages.
     """
@@ -77,18 +77,18 @@ def _check_codec(codec: Codec, args: ContinualTrainingArguments) -> None:
 def resume_point(
     output_dir: Path, resume: str | bool, history: History, protocol: dict, settings: dict, accelerator: Accelerator
 ) -> tuple[Path | None, Path | None]:
-    """Return the stage to go on from and, inside the task after it, the checkpoint; `None` where there is none.
+    """Return the stage to resume from and the checkpoint inside the task after it; `None` where there is none.
 
     Args:
         output_dir (`Path`): Where the run writes.
-        resume (`str` or `bool`): `True` for the last ones there, or the path of one.
-        history ([`History`]): What the model at hand has learned.
-        protocol (`dict`): What must not differ, see [`make_protocol`].
-        settings (`dict`): Hyper-parameters that may not differ inside a task.
+        resume (`str` or `bool`): `True` for the last stage and checkpoint there, or the path of one.
+        history ([`History`]): What the current model has learned.
+        protocol (`dict`): The protocol of this run, which must be the same, see [`make_protocol`].
+        settings (`dict`): Hyper-parameters of this run, which must be the same if it resumes inside a task.
         accelerator (`Accelerator`): Its processes must all find the same.
 
     Raises:
-        ValueError: If it is neither a stage nor a checkpoint, or belongs to another run.
+        ValueError: If `resume` is neither a stage nor a checkpoint, or belongs to another run.
     """
     stage, checkpoint = find_resume_point(output_dir, resume, len(history))
     check_equal(accelerator, {"the point to go on from": (stage, checkpoint)}, "before a run goes on")
@@ -104,7 +104,7 @@ def resume_point(
 
 
 def refuse_other_run(output_dir: Path, history: History, resumes: bool) -> None:
-    """Refuse an output folder that holds another run than that of a history.
+    """Refuse an output folder whose stages or checkpoints are not of the run of a history.
 
     Args:
         output_dir (`Path`): Where the run writes.
@@ -112,7 +112,7 @@ def refuse_other_run(output_dir: Path, history: History, resumes: bool) -> None:
         resumes (`bool`): Whether checkpoints inside a task are expected there.
 
     Raises:
-        ValueError: If it does.
+        ValueError: If it holds another run, or a checkpoint inside a task that is not resumed.
     """
     advice = "Pass `resume_from_checkpoint=True` to go on with it, or choose an empty folder."
     if not resumes and list((output_dir / CHECKPOINTS_FOLDER).glob("*/*")):
@@ -123,13 +123,13 @@ def refuse_other_run(output_dir: Path, history: History, resumes: bool) -> None:
 
 
 def drop_stale(output_dir: Path, history: History, protocol: dict, settings: dict, may_write: bool) -> None:
-    """Drop what was measured or kept of tasks to come that have changed since.
+    """Drop measurements and files of tasks to come that have changed since they were made.
 
     Args:
         output_dir (`Path`): Where the run writes.
         history ([`History`]): What has been learned; measurements of tasks that have changed are dropped from it.
-        protocol (`dict`): Tasks as they are now, see [`make_protocol`].
-        settings (`dict`): Hyper-parameters as they are now.
+        protocol (`dict`): The current protocol, with the current tasks, see [`make_protocol`].
+        settings (`dict`): The current hyper-parameters.
         may_write (`bool`): Whether this process is the one that writes files.
     """
     before, number = tasks_of(history.protocol), len(history)

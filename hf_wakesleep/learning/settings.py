@@ -1,4 +1,4 @@
-"""Settings: the hyper-parameters of a run that differ from the defaults, as its history keeps them."""
+"""Settings: the hyper-parameters of a run that differ from the defaults, as its history stores them."""
 
 import re
 from dataclasses import MISSING, fields
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .arguments import ContinualTrainingArguments
 
-# How arguments start that are no hyper-parameters: where things go, what is shown, what a machine or account decides.
+# Arguments that are no hyper-parameters, by pattern: output, logging, evaluation, machine and account.
 LEFT_OUT = re.compile(
     r"auto_find_|average_tokens_|batch_eval_|dataloader_(?!drop_last)|ddp_|debug|deepspeed|disable_|do_|eval_|fsdp"
     r"|hub_|ignore_data_|include_|label_names|length_column_|local_rank|log_|logging_|output_dir|per_device_eval_"
@@ -15,7 +15,7 @@ LEFT_OUT = re.compile(
     r"|\w*checkpoint|\w*_config$|\w*_full_eval"
 )
 
-# What may change inside a task: it is in no state that a checkpoint keeps.
+# Hyper-parameters that may change when a run resumes inside a task: no state in a checkpoint depends on them.
 CHANGEABLE = (
     "activation_checkpointing",
     "bf16",
@@ -34,7 +34,7 @@ CHANGEABLE = (
 
 
 def hyper_parameters(args: ContinualTrainingArguments) -> dict:
-    """Return the hyper-parameters that differ from the defaults, JSON-able; no path, token or matter of a machine."""
+    """Return the hyper-parameters that differ from the defaults, JSON-able; no paths, tokens or machine settings."""
     settings = {}
     for field in fields(ContinualTrainingArguments):
         default = field.default if field.default_factory is MISSING else field.default_factory()
@@ -55,17 +55,17 @@ def _is_plain(value) -> bool:
 
 
 def check_same_settings(checkpoint: Path, there: dict, here: dict) -> None:
-    """Compare the hyper-parameters that a checkpoint inside a task was made with, and those to go on with.
+    """Check that a run resumes inside a task with the hyper-parameters of the checkpoint.
 
-    Its optimizer and schedule hold the old ones, so that new ones would be ignored or not fit.
+    The optimizer and the schedule in the checkpoint hold the old ones: new ones would be ignored, or would not fit.
 
     Args:
         checkpoint (`Path`): The checkpoint.
-        there (`dict`): Hyper-parameters that differ from the defaults, as a history keeps them.
+        there (`dict`): Hyper-parameters of the checkpoint that differ from the defaults, as a history stores them.
         here (`dict`): The same of this run.
 
     Raises:
-        ValueError: If they differ, with every difference by name.
+        ValueError: If they differ; the error names every difference.
     """
     differences = different_settings(there, here)
     if differences:

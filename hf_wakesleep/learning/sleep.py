@@ -30,14 +30,14 @@ class SleepReport:
         steps (`int`): Optimizer steps.
         images (`int`): Memories replayed, repetitions included.
         seconds (`float`): Wall-clock time, LDA included.
-        loss (`float`): Mean loss of NREM over its last steps, a tenth as many as the sleep has.
-        rem_loss (`float`): Mean loss of REM over its last steps; NaN without REM.
+        loss (`float`): Mean loss of the last `steps // 10` steps of NREM.
+        rem_loss (`float`): The same of REM; NaN without REM.
         lda_weight (`float`): Weight of LDA in predictions from now on.
-        held_out_accuracy_before (`float`): Accuracy, before it, on the memories that are held out of this sleep (the
-            wake of their task has seen their images); NaN without such.
-        held_out_accuracy (`float`): The same after it.
+        held_out_accuracy_before (`float`): Accuracy, before the sleep, on the memories that it does not replay (their
+            images were seen in the wake of their task); NaN if it replays all.
+        held_out_accuracy (`float`): The same after the sleep.
         frozen_fraction (`float`): Share of all weights that is frozen from now on.
-        frozen (`dict[str, float]`): That share by the parts of the network; empty if nothing is ever frozen.
+        frozen (`dict[str, float]`): The same by the parts of the network; empty if nothing is ever frozen.
     """
 
     steps: int
@@ -56,7 +56,7 @@ class SleepReport:
         return asdict(self)
 
     def scalars(self) -> dict[str, float]:
-        """Return all numbers, those of the parts by names such as `frozen/head`."""
+        """Return all numbers by name; the shares in `frozen` are named `frozen/head` and so on."""
         scalars = self.to_dict()
         frozen = scalars.pop("frozen")
         return scalars | {f"frozen/{part}": share for part, share in frozen.items()}
@@ -76,13 +76,14 @@ def consolidate(  # noqa: PLR0913
 ) -> SleepReport:
     """Sleep: replay memories of all classes into the network, bring LDA up to date, and freeze what matters most.
 
-    A step is NREM or REM, in `cycles` of which the last `rem_share` is REM. The loss is the cross-entropy over all
-    classes, in REM that of recombined memories. The number of steps is fixed, so a sleep costs the same after every
-    task.
+    Steps are split into `cycles`; the last `rem_share` of each is REM, the rest is NREM. The loss is the cross-entropy
+    over all classes, on memories in NREM and on recombined memories in REM. The number of steps is fixed, so a sleep
+    costs the same after every task.
 
     Args:
         model (`torch.nn.Module`): A [`WakeSleepForImageClassification`], bare or prepared by `accelerator`.
-        memory ([`SemiParametricMemory`]): Read; of its state only the synapses change, if `freeze_fraction` says so.
+        memory ([`SemiParametricMemory`]): Its codes are read only; its synapses (which weights are frozen) change
+            if `freeze_fraction` is above 0.
         config ([`SleepConfig`], *optional*): How the sleep goes; the defaults if missing.
         reader ([`ImageReader`], *optional*): Turns decoded images into the model's input; made from the model's config
             if missing.
@@ -154,12 +155,12 @@ def nap(
     accelerator: Accelerator,
     check: StepCheck,
 ) -> float:
-    """Replay memories as in a sleep, and nothing else: LDA and what is frozen stay as they are.
+    """Replay memories as in a sleep, and nothing else: LDA is not updated, and no more weights are frozen.
 
     Arguments and errors are those of [`consolidate`].
 
     Returns:
-        `float`: Mean loss of NREM over the last steps.
+        `float`: Mean loss of the last `steps // 10` steps of NREM.
     """
     bare = _bare(model, accelerator)
     _check(bare, memory, config, accelerator)
@@ -195,14 +196,14 @@ def _check(
 
 
 def _bare(model: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
-    """Return a model as it was before any accelerator, on the device of this one."""
+    """Return a model without the wrapper of any accelerator, on the device of this one."""
     bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False).to(accelerator.device)
-    bare.__dict__.pop("_is_accelerate_prepared", None)  # a wrapper of wake knows only what wake trained
+    bare.__dict__.pop("_is_accelerate_prepared", None)  # so that it is prepared anew, for what sleep trains
     return bare
 
 
 def _start(bare, memory, reader, config, accelerator, check=None, state=None) -> Replay:
-    """Return the replay of a sleep, ready for its first step, or for the one after those of `state`."""
+    """Return the replay of a sleep, ready for its first step, or for the next one after `state`."""
     check = check or StepCheck(accelerator, config.non_finite_loss)
     with _memory_advice("`sleep_batch_size`", config.batch_size):
         replay = Replay(bare, memory, reader, config, accelerator, check)
@@ -212,7 +213,7 @@ def _start(bare, memory, reader, config, accelerator, check=None, state=None) ->
 
 
 def _finish(replay: Replay, on_step_end: Callable[[Replay], object] | None = None) -> None:
-    """Do the steps of a replay that are left."""
+    """Take the remaining steps of a replay."""
     with _memory_advice("`sleep_batch_size`", replay.config.batch_size):
         replay.run(on_step_end)
         share_buffers(replay.accelerator, replay.bare)
@@ -220,7 +221,7 @@ def _finish(replay: Replay, on_step_end: Callable[[Replay], object] | None = Non
 
 @contextmanager
 def _memory_advice(name: str, value: int) -> Iterator[None]:
-    """Say what to lower when a device has not enough memory for what the block does."""
+    """If the device runs out of memory inside the block, raise an error that says what to lower."""
     try:
         yield
     except RuntimeError as error:

@@ -41,9 +41,9 @@ class SleepConfig:
         steps (`int`): Optimizer steps, whatever the number of tasks; with 0 only the weight of LDA is set.
         batch_size (`int`): Memories in a batch, over all processes, balanced over classes.
         learning_rate (`float`): Peak learning rate of the head.
-        backbone_learning_rate_ratio (`float`): That of the backbone over that of the head.
-        lr_scheduler_type (`str`): `"cosine"` or `"constant_with_warmup"`, after a tenth of warm-up.
-        weight_decay (`float`): Of AdamW, for everything with two dimensions or more.
+        backbone_learning_rate_ratio (`float`): Learning rate of the backbone divided by that of the head.
+        lr_scheduler_type (`str`): `"cosine"` or `"constant_with_warmup"`; the first tenth of the steps is warm-up.
+        weight_decay (`float`): Of AdamW, for all parameters with two dimensions or more.
         adam_betas (`tuple[float, float]`): Of AdamW.
         adam_epsilon (`float`): Of AdamW.
         max_grad_norm (`float`): Gradients are clipped to this norm; 0 for no limit.
@@ -54,17 +54,17 @@ class SleepConfig:
         plasticity (`str`): What learns: `"full"`, `"head"`, or `"lora"`.
         lora_config (`peft.LoraConfig`, *optional*): Factors that `"lora"` trains; of rank 8 in all linear layers of
             the backbone if missing.
-        cycles (`int`): NREM-REM cycles that the steps are cut into.
+        cycles (`int`): Number of NREM-REM cycles that the steps are split into.
         rem_share (`float`): Share of every cycle that is REM, in [0, 1].
         augmentation (`str`): `"none"`, `"crop"` or `"crop-flip"`.
         crop_scale (`float`): Smallest share of the area in a random resized crop.
         held_out_share (`float`): Share of the memories of each class that is not replayed, but measured on.
         lda_weight (`float`, *optional*): Weight of LDA in predictions; set on held-out memories if missing.
-        lda_update (`str`): What LDA's statistics do when the backbone has changed: `"carry"` them along, `"recompute"`
-            them from memories, or `"keep"` them, where it has not.
-        freeze_fraction (`float`): Share of the entries of each weight tensor that is frozen afterwards.
-        importance_images (`int`): Memories on which importance is measured, if it freezes.
-        rng_key (`tuple[int, ...]`): Integers that all randomness follows from, such as seed and number of the task.
+        lda_update (`str`): How LDA's statistics follow a trained backbone: `"carry"` them along, or `"recompute"` them
+            from memories; `"keep"` them if the backbone is not trained.
+        freeze_fraction (`float`): Share of the entries of each weight tensor that is frozen after the sleep.
+        importance_images (`int`): Number of memories on which importance is measured, if weights are frozen.
+        rng_key (`tuple[int, ...]`): Integers that seed all randomness, such as the seed and the number of the task.
         eval_batch_size (`int`): Memories in a batch without gradients.
         mixed_precision (`str`): In which features are computed without gradients: `"no"`, `"bf16"` or `"fp16"`.
         non_finite_loss (`str`): What to do about a loss that is infinite or not a number: `"stop"` or `"skip"`.

@@ -1,4 +1,4 @@
-"""Stopping: what ends a run before its end: a loss that is not finite, or a signal to stop after the step at hand."""
+"""Stopping: what ends a run early: a loss that is not finite, or a signal, which ends it after the current step."""
 
 import signal
 import threading
@@ -13,12 +13,12 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """Notes signals while its `with` block runs; elsewhere than in the main thread it notes none.
+    """Records SIGTERM and SIGINT while its `with` block runs in the main thread; in other threads it does nothing.
 
-    The first SIGTERM or SIGINT asks to stop after the step at hand, the second acts at once.
+    The first signal asks to stop after the current step; the second ends the program at once.
 
     Attributes:
-        received (`int`): Number of the signal that came; 0 for none.
+        received (`int`): Number of the signal that was received; 0 for none.
     """
 
     def __init__(self):
@@ -45,7 +45,7 @@ class StopSignals:
 
 
 def exit_by(number: int, message: str) -> None:
-    """End the program as it ends by that signal: `KeyboardInterrupt` for SIGINT, else exit status 128 + number."""
+    """End the program as a signal would: `KeyboardInterrupt` for SIGINT, else exit status 128 + `number`."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt(message)
     raise SystemExit(128 + number)
@@ -55,10 +55,10 @@ class StepCheck:
     """Says whether a step may be taken, and whether a signal asks to stop after it.
 
     Args:
-        accelerator (`Accelerator`): Its processes must all answer alike.
+        accelerator (`Accelerator`): Its processes all get the same answer.
         non_finite_loss (`str`, defaults to `"stop"`): What to do about a loss that is infinite or not a number:
             `"stop"` or `"skip"`.
-        signals ([`StopSignals`], *optional*): Notes the signals of this process.
+        signals ([`StopSignals`], *optional*): Records the signals of this process.
 
     Attributes:
         signal (`int`): Number of the signal that one of the processes received before the last step; 0 for none.
@@ -72,11 +72,11 @@ class StepCheck:
         self._is_finite = True
 
     def watch(self, loss: torch.Tensor) -> None:
-        """Take note of a loss of the step at hand."""
+        """Note whether a loss of the current step is finite."""
         self._is_finite = self._is_finite and bool(loss.isfinite())
 
     def accepts(self, step: str) -> bool:
-        """Whether the losses that were watched since the last call allow this step, on all processes alike.
+        """Whether the step may be taken: whether all losses watched since the last call are finite, on all processes.
 
         Args:
             step (`str`): What to call the step in a message, such as `"step 3 of the wake of task-02"`.

@@ -1,4 +1,4 @@
-"""StreamImages: the images of all tasks, as training, writing and evaluation take them."""
+"""StreamImages: the images of all tasks, for training, writing into memory, and evaluation."""
 
 from datasets import Dataset
 
@@ -13,11 +13,11 @@ class StreamImages:
     """The images of all tasks by their number, from 0.
 
     Args:
-        tasks (`list[Task | None]`): All tasks; `None` for finished ones whose images are not at hand.
-        known_images (`dict[int, Dataset]`): Evaluation images of tasks that are `None`.
+        tasks (`list[Task | None]`): All tasks; `None` for learned ones that are not in the stream.
+        known_images (`dict[int, Dataset]`): Evaluation images of tasks that are `None`, by their number.
 
     Raises:
-        ValueError: If there are evaluation images of a task in both.
+        ValueError: If there are evaluation images of one task in both.
     """
 
     def __init__(self, tasks: list[Task | None], known_images: dict[int, Dataset]):
@@ -30,10 +30,10 @@ class StreamImages:
         self.tasks, self._known = tasks, known_images
 
     def check_batches(self, first: int, size: int) -> None:
-        """Check that tasks from `first` on have a batch of `size` images, the last ones being dropped.
+        """Check that the tasks from `first` on have at least one full batch of `size` images.
 
         Raises:
-            ValueError: If not.
+            ValueError: If a task has fewer images.
         """
         for task in self.tasks[first:]:
             if len(task.train_dataset) < size:
@@ -48,7 +48,7 @@ class StreamImages:
         return TaskImages(task.train_dataset, label2id, f"the training images of {task.name}")
 
     def probe_images(self, number: int) -> tuple[TaskImages, TaskImages, int]:
-        """Return the training and evaluation images of a task by itself, and how many classes it has."""
+        """Return the training and evaluation images of a task, with labels among its own classes, and their number."""
         task = self.tasks[number]
         names = dict.fromkeys(task.train_dataset.features["label"].names + task.eval_dataset.features["label"].names)
         label2id = {name: index for index, name in enumerate(names)}
@@ -56,12 +56,12 @@ class StreamImages:
         return self.train_images(number, label2id), evaluated, len(names)
 
     def evaluated(self, num_tasks: int) -> dict[int, Dataset]:
-        """Return the evaluation images of the first tasks that are at hand, by their number."""
+        """Return the available evaluation images of the first `num_tasks` tasks, by the number of the task."""
         own = {number: task.eval_dataset for number, task in enumerate(self.tasks[:num_tasks]) if task is not None}
         return dict(sorted({**self._known, **own}.items()))
 
     def eval_sets(self, num_tasks: int, label2id: dict[str, int]) -> EvalSets | dict:
-        """Return the evaluation images of the first tasks that are at hand; an empty `dict` if none are."""
+        """Return the available evaluation images of the first `num_tasks` tasks; an empty `dict` if there are none."""
         sets = {
             stage_name(number): TaskImages(images, label2id, f"the evaluation images of {stage_name(number)}")
             for number, images in self.evaluated(num_tasks).items()

@@ -1,4 +1,4 @@
-"""TaskRun: what belongs to one task while it is learned, and what happens to it: written, trained awake, slept on."""
+"""TaskRun: the state and the steps of learning one task: write it into memory, train awake, sleep."""
 
 import copy
 import math
@@ -61,22 +61,24 @@ class RunContext:
 
 
 class TaskRun:
-    """One task while it is learned; made for it, and thrown away when its stage stands.
+    """The state of one task while it is learned; made when the task begins, and dropped once its stage is saved.
 
     Args:
         number (`int`): Number of the task, from 0.
         task ([`Task`]): The task.
         history ([`History`]): What was learned before.
         context ([`RunContext`]): What all tasks share.
-        log (`Callable[[dict], None]`): Takes what was measured, by name.
+        log (`Callable[[dict], None]`): Called with measured values by name.
 
     Attributes:
-        record ([`TaskRecord`]): What will be known of it.
+        record ([`TaskRecord`]): Collects what is measured of the task, for the history.
         steps_before (`int`): Optimizer steps of all tasks before, awake and asleep.
-        earlier_logs (`list[dict]`): What was logged before.
-        is_wake_over (`bool`): Whether a run goes on after its wake.
-        sleep_step (`int`): Steps of its sleep so far.
-        frozen ([`FrozenEntries`], *optional*): Holds what is frozen while wake trains.
+        earlier_logs (`list[dict]`): Logs of earlier tasks; empty if the task resumes from a checkpoint, which holds
+            them.
+        is_wake_over (`bool`): Whether the task resumes from a checkpoint at or after the end of its wake, which is
+            skipped then.
+        sleep_step (`int`): Number of steps of its sleep so far.
+        frozen ([`FrozenEntries`], *optional*): Keeps frozen weights at their values while wake trains.
         report ([`SleepReport`], *optional*): What its sleep did; `None` without one.
     """
 
@@ -100,14 +102,14 @@ class TaskRun:
         self.frozen: FrozenEntries | None = None
         self.report: SleepReport | None = None
         self._stopwatch = Stopwatch()
-        self._features_before: torch.Tensor | None = None  # (M, D), when LDA's statistics were right
+        self._features_before: torch.Tensor | None = None  # (M, D), before training, when LDA fitted the backbone
         self._wake_replay: WakeReplay | None = None
         self._sleep_state: dict | None = None
         self._last = (-1, 0)  # step of wake, and repetition in it, of the last batch
 
     @property
     def stage(self) -> str:
-        """Name of the stage that the task will end with."""
+        """Name of the stage that is saved at the end of the task."""
         return stage_name(self.number)
 
     @property
@@ -119,11 +121,11 @@ class TaskRun:
         return config
 
     def write(self, model: WakeSleepForImageClassification, images: StreamImages, folder: Path) -> None:
-        """Write the task into memory and LDA, and measure before and after; or load what came of it before a stop.
+        """Write the task into memory and LDA, and measure before and after; load the result if that was done before.
 
         Args:
             model ([`WakeSleepForImageClassification`]): Has output units for all classes of the task.
-            images ([`StreamImages`]): Those of all tasks.
+            images ([`StreamImages`]): Images of all tasks.
             folder (`Path`): Where the checkpoints of the task go.
         """
         context, args, lda = self.context, self.context.args, model.head.lda
@@ -152,7 +154,7 @@ class TaskRun:
         context.accelerator.wait_for_everyone()
 
     def _evaluate_lda(self, wake: WakePass, sets) -> list[float]:
-        """Return and log the accuracy of LDA alone on every task so far; NaN where its images are not at hand."""
+        """Return and log the accuracy of LDA alone on every task so far; NaN without its images."""
         scores = {name: wake.score(images) for name, images in (sets.sets if sets else {}).items()}
         self._log({f"lda_{name}_accuracy": score for name, score in scores.items()})
         return [scores.get(stage_name(number), math.nan) for number in range(self.number + 1)]
@@ -160,12 +162,12 @@ class TaskRun:
     def begin_wake(
         self, model: WakeSleepForImageClassification, checkpoint: str | Path | None, logs: list[dict]
     ) -> None:
-        """Make a model ready for wake: new output units, what is frozen, which weights learn.
+        """Prepare a model for wake: new output units, frozen weights, which weights learn.
 
         Args:
             model ([`WakeSleepForImageClassification`]): The bare model; the task has been written.
-            checkpoint (`str` or `Path`, *optional*): Checkpoint inside the task to go on from.
-            logs (`list[dict]`): What was logged before.
+            checkpoint (`str` or `Path`, *optional*): Checkpoint inside the task to resume from.
+            logs (`list[dict]`): Logs of earlier tasks.
         """
         context, args = self.context, self.context.args
         if args.replays_awake(self.number):
@@ -184,15 +186,15 @@ class TaskRun:
             self._stopwatch.load(checkpoint)
         plasticity = args.wake_plasticity_of(self.number)
         set_plasticity(model, plasticity)
-        if plasticity == "lora" and self._sleep_state is None:  # else merged before the checkpoint
+        if plasticity == "lora" and self._sleep_state is None:  # asleep they are merged already
             inject(model, context.lora_config, context.accelerator, args.seed, self.number, WAKE)
 
     def batch_of_wake(self, inputs: dict, step: int) -> dict:
-        """Return a batch of wake as it is trained on: with memories, if wake replays them, and augmented.
+        """Add memories of earlier tasks to a batch of wake, if wake replays them, and augment all.
 
         Args:
             inputs (`dict`): `pixel_values` (B, 3, H, W) and `labels` (B,) of new images.
-            step (`int`): Optimizer steps of this wake so far.
+            step (`int`): Number of optimizer steps of this wake so far.
         """
         args = self.context.args
         repetition = self._last[1] + 1 if self._last[0] == step else 0
@@ -208,7 +210,7 @@ class TaskRun:
         }
 
     def nap(self, model: WakeSleepForImageClassification, step: int) -> None:
-        """Take `nap_steps` steps of sleep inside wake, whose optimizer goes on as if nothing had happened."""
+        """Take `nap_steps` steps of sleep inside wake, whose optimizer state is not touched."""
         context, args = self.context, self.context.args
         self._stopwatch.enter("napping")
         sleeper = type(model)(copy.deepcopy(model.config)).to(context.accelerator.device)
@@ -245,7 +247,7 @@ class TaskRun:
             self._stopwatch.enter("awake")
 
     def settle(self, model: WakeSleepForImageClassification) -> None:
-        """Settle how far LDA can be trusted after a task, if it did not sleep."""
+        """After a task without a sleep, update LDA's statistics and its weight in predictions, as a sleep would do."""
         context, args, config = self.context, self.context.args, self.sleep_config
         if self.report is not None:
             return
@@ -260,12 +262,12 @@ class TaskRun:
                 accelerator=context.accelerator,
             )
         elif args.lda_weight is None and is_moved:
-            set_lda_weight(model, 0.0)  # statistics of features that are gone
+            set_lda_weight(model, 0.0)  # the backbone has changed, and nothing is left to update LDA with
         else:
             set_lda_weight(model, args.lda_weight)
 
     def close(self, model: WakeSleepForImageClassification, state: TrainerState) -> None:
-        """Put into the record what wake and sleep took, and what is kept now.
+        """Put into the record the steps, images and seconds of wake and sleep, and the bytes that are kept.
 
         Args:
             model ([`WakeSleepForImageClassification`]): The model after wake and sleep.

@@ -47,13 +47,14 @@ class ContinualTrainer(ClassifierTrainer):
         model ([`WakeSleepForImageClassification`]): A new model, or one loaded from a stage, whose history and memory
             are then read from that stage.
         args ([`ContinualTrainingArguments`]): The arguments.
-        stream ([`TaskStream`]): The tasks. After a stage either the full stream, whose first tasks are then skipped,
-            or the tasks to come.
+        stream ([`TaskStream`]): The tasks. Where `model` comes from a stage, either the full stream, of which learned
+            tasks are skipped, or only the tasks to come.
         processing_class (`BaseImageProcessor`, *optional*): Image processor; made from the model's config if missing.
-        codec ([`Codec`], *optional*): The codec of a new memory, as it is. If missing, the one that `args` name,
-            fitted to images of the first task where it can be. A model loaded from a stage brings its own.
-        eval_dataset (`datasets.Dataset` or [`Task`], *optional*): After a stage, labelled images of classes that it
-            knows, whose tasks the stream does not bring; they are evaluated as those tasks are.
+        codec ([`Codec`], *optional*): The codec of a new memory, which is not fitted then. If missing, the one that
+            `args` name, fitted to images of the first task if it is a learned one. A model loaded from a stage brings
+            its own.
+        eval_dataset (`datasets.Dataset` or [`Task`], *optional*): Where `model` comes from a stage: labelled images of
+            its classes, to evaluate learned tasks that are not in the stream.
         lora_config (`peft.LoraConfig`, *optional*): Factors that plasticity `"lora"` trains, instead of those of rank
             `lora_rank` in all linear layers of the backbone.
         kwargs: Passed on to `Trainer` (`callbacks`, `optimizer_cls_and_kwargs`, ...).
@@ -93,7 +94,7 @@ class ContinualTrainer(ClassifierTrainer):
         self.callback_handler.callbacks.insert(0, SleepCallback(self._sleep, self._nap))
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
-                callback.logging_dir = str(Path(args.output_dir, "runs"))  # also of what is logged before training
+                callback.logging_dir = str(Path(args.output_dir, "runs"))  # also for what is logged before training
         self.eval_dataset = self.images.eval_sets(len(self.history), model.config.label2id)
 
     def _check_lora(self, lora_config: LoraConfig | None) -> LoraConfig:
@@ -115,12 +116,13 @@ class ContinualTrainer(ClassifierTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
         """Learn all tasks that are not learned yet.
 
-        SIGTERM and SIGINT stop it after the step at hand, awake or asleep, with a checkpoint of that step; before the
-        first step when memory is written; and after the last when the stage is saved. A second signal acts at once.
+        After a SIGTERM or SIGINT, training stops at the next point that it can resume from: in wake or sleep after the
+        current step, with a checkpoint; while a task is written into memory, when that is done; after the last step of
+        a task, when its stage is saved. A second signal ends the program at once.
 
         Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*): `True` goes on from the last stage and checkpoint in
-                `output_dir`, or starts anew if there is none; a path goes on from that stage or checkpoint.
+            resume_from_checkpoint (`str` or `bool`, *optional*): `True` resumes from the last stage and checkpoint in
+                `output_dir`, or starts anew if there is none; a path resumes from that stage or checkpoint.
             kwargs: Passed on to `Trainer.train`.
 
         Returns:
@@ -128,9 +130,11 @@ class ContinualTrainer(ClassifierTrainer):
             [`History.summary`] as metrics.
 
         Raises:
-            ValueError: If `output_dir` holds another run or one that still runs, the run to go on from was another, or
-                the memory budget is too small for the classes to come. Nothing has been trained or written then.
-            OSError: If the disk is full or cannot be written to; stages and checkpoints before are intact.
+            ValueError: If `output_dir` holds another run or one that is still running, the stage or checkpoint to
+                resume from is of another run, or the memory budget is too small for the classes to come. Nothing has
+                been trained or written then.
+            RuntimeError: If this trainer was stopped inside a task.
+            OSError: If the disk is full or cannot be written to; earlier stages and checkpoints are intact.
             FloatingPointError: If a loss is not finite and `non_finite_loss` is `"stop"`.
             MemoryError: If the device has not enough memory to sleep.
             KeyboardInterrupt, SystemExit: After a signal; the exit status is that of the signal.
@@ -155,7 +159,7 @@ class ContinualTrainer(ClassifierTrainer):
         return TrainOutput(steps, loss, self.history.summary() if len(self.history) else {})
 
     def _open_run(self, resume: str | bool | None) -> str | None:
-        """Check `output_dir`, load the state to go on from, and return the checkpoint inside the next task."""
+        """Check `output_dir`, load the stage to resume from, and return the checkpoint inside the next task."""
         args, output_dir = self.args, Path(self.args.output_dir)
         self._fit_codec()
         protocol = make_protocol(self.model, args.seed, self.stream, self.history, self.memory)
@@ -213,7 +217,7 @@ class ContinualTrainer(ClassifierTrainer):
         return settings
 
     def _probe_untrained(self, output_dir: Path | None) -> dict[str, float]:
-        """Return b[i] of forward transfer by stage; what an output folder of the same run holds is not done again."""
+        """Return b[i] of forward transfer by stage; read from the output folder if the same run has measured it."""
         if output_dir is not None and (output_dir / HISTORY_NAME).is_file():
             stored = History.load(output_dir)
             if stored.protocol == self.history.protocol and stored.untrained:
@@ -277,7 +281,7 @@ class ContinualTrainer(ClassifierTrainer):
         self.eval_dataset = self.images.eval_sets(number + 1, self.model.config.label2id)
 
     def _unwrap(self) -> None:
-        """Hold a full, bare, plain model, as outside of the steps of wake and sleep; what is frozen is as it was."""
+        """Unwrap the model between wake and sleep: unsharded, bare, LoRA merged, frozen weights at their values."""
         self.model = unwrap(self.accelerator, self.model_wrapped)
         merge(self.model)
         if self.run is not None and self.run.frozen is not None:
@@ -294,14 +298,14 @@ class ContinualTrainer(ClassifierTrainer):
 
     @contextmanager
     def complete_checkpoint(self, step: int) -> Iterator[Path]:
-        """Add how long the task took so far to a checkpoint."""
+        """Add the seconds of the task so far to a checkpoint."""
         with super().complete_checkpoint(step) as folder:
             if self.args.should_save:
                 self.run.save_seconds(folder)
             yield folder
 
     def _end_sleep_step(self, replay: Replay) -> None:
-        """Log and save a checkpoint when it is time, and stop with one if a signal has asked to."""
+        """Log and save a checkpoint when they are due; after a signal, save one and stop."""
         args, self.run.sleep_step = self.args, replay.step
         is_first = args.logging_first_step and replay.step == 1
         if is_first or is_due(args.logging_strategy, args.logging_steps, replay.step, replay.config.steps):
@@ -314,7 +318,7 @@ class ContinualTrainer(ClassifierTrainer):
         """Evaluate, add to the history, and save the stage."""
         if self.accelerator.num_processes > 1:
             check_equal(self.accelerator, checksums(self.model, self.memory), f"after {self.task_name}")
-        self.confusion = []  # stays so without evaluation images
+        self.confusion = []  # stays empty without evaluation images
         metrics = self.evaluate()
         record.accuracy = [
             metrics.get(f"eval_{stage_name(number)}_accuracy", math.nan) for number in range(self.task_number + 1)
@@ -345,12 +349,12 @@ class ContinualTrainer(ClassifierTrainer):
 
     @property
     def task_number(self) -> int:
-        """Number of the task at hand, from 0; between tasks that of the next."""
+        """Number of the current task, from 0; between tasks that of the next."""
         return len(self.history) if self.run is None else self.run.number
 
     @property
     def task_name(self) -> str:
-        """Name of the task at hand, as its stage is called."""
+        """Name of the current task, which is that of its stage."""
         return stage_name(self.task_number)
 
     def _wake_pass(self) -> WakePass:
@@ -359,7 +363,7 @@ class ContinualTrainer(ClassifierTrainer):
     # Hooks of Trainer
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """Let a new optimizer keep what is frozen as it is."""
+        """Make a new optimizer keep frozen weights at their values."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if is_new and self.run is not None:
@@ -375,7 +379,7 @@ class ContinualTrainer(ClassifierTrainer):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log with the number of the task, from 1, at a step that counts those of all tasks, awake and asleep."""
+        """Log with the number of the task, from 1, at a step that is counted over all tasks, awake and asleep."""
         step, run = self.state.global_step, self.run
         is_between = run is None
         self.state.global_step = self.history.num_steps if is_between else run.steps_before + step + run.sleep_step
@@ -385,13 +389,13 @@ class ContinualTrainer(ClassifierTrainer):
             self.state.global_step = step
 
     def _run_epoch(self, *args, **kwargs) -> None:
-        """Do nothing when a run goes on after its wake, wherever in an epoch that has ended."""
+        """Skip the epoch if wake has ended already, as in a checkpoint taken asleep or by early stopping."""
         if not self.run.is_wake_over and self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
 
 
 def _check_arguments(model, args, stream) -> None:
-    """Refuse what is of another kind, or an output folder that is a stage, before anything is written."""
+    """Refuse arguments of a wrong type, and an output folder that is a stage, before anything is written."""
     if not isinstance(stream, TaskStream):
         raise TypeError(
             f"Expected `stream` to be a TaskStream, got {type(stream).__name__}. Build one, such as "

@@ -1,4 +1,7 @@
-"""WakePass: one pass over the images of a task, without a gradient, that fills memory and LDA."""
+"""Wake without gradients: WakePass fills memory and LDA from the images of a task; WakeReplay draws old memories.
+
+Training awake, by gradient, is the usual loop of `Trainer`; task_run.py prepares the model and the batches for it.
+"""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -22,17 +25,17 @@ from .arguments import ContinualTrainingArguments
 from .distributed import share_buffers
 from .lora import WAKE
 
-FIT_IMAGES = 1000  # about as many images of the first task tell a codec what the stream looks like
+FIT_IMAGES = 1000  # about as many images of the first task are enough to fit a codec to a stream
 
 
 class WakePass:
-    """Reads images in batches, on all processes, and shows them to a model that does not learn by gradient.
+    """Computes features of images in batches, on all processes, to fill memory and LDA; no weights are trained.
 
     Args:
-        model ([`WakeSleepForImageClassification`]): Gives the features.
+        model ([`WakeSleepForImageClassification`]): Computes the features; its LDA is filled.
         reader ([`ImageReader`]): Resizes and normalises.
         args ([`ContinualTrainingArguments`]): Batch size, workers, progress bars.
-        accelerator (`Accelerator`): Spreads batches over processes and gathers what they give.
+        accelerator (`Accelerator`): Spreads batches over processes and gathers the features.
     """
 
     def __init__(
@@ -48,7 +51,7 @@ class WakePass:
         self.accelerator = accelerator
 
     def write(self, images: TaskImages, memory: SemiParametricMemory | None, task: int) -> None:
-        """Write a task into memory, if there is one, and into LDA's statistics.
+        """Write the images of a task into memory, if there is one, and into LDA's statistics.
 
         Args:
             images ([`TaskImages`]): Training images of the task.
@@ -88,11 +91,11 @@ class WakePass:
         )
 
     def check_budget(self, tasks: Sequence[Task], memory: SemiParametricMemory) -> None:
-        """Try whether the budget can hold one code of every class, old and to come, with all that the network needs.
+        """Check that the budget can hold one code of every class, known or to come, with all else that it counts.
 
         Args:
             tasks (`Sequence[Task]`): The tasks to come; the first image of each of their classes is encoded.
-            memory ([`SemiParametricMemory`]): What is remembered so far; it stays as it is.
+            memory ([`SemiParametricMemory`]): What is remembered so far; not changed.
 
         Raises:
             ValueError: If the budget is too small.
@@ -114,12 +117,12 @@ class WakePass:
         trial.write(codes, range(len(memory.classes), len(trial.classes)), task=0)
 
     def probe(self, train_images: TaskImages, eval_images: TaskImages, num_classes: int) -> float:
-        """Return the accuracy of LDA, fitted to one task alone, with the features as they are.
+        """Return the accuracy of a new LDA that is fitted to one task alone, with the current features.
 
         Args:
             train_images ([`TaskImages`]): What LDA is fitted to.
             eval_images ([`TaskImages`]): What it is tested on.
-            num_classes (`int`): Number of classes that the labels of both count.
+            num_classes (`int`): Number of classes that the labels of both refer to.
         """
         lda = LinearDiscriminant(self.model.head.feature_dim, num_classes, self.model.config.lda_shrinkage)
         lda.to(self.model.device)
@@ -128,7 +131,7 @@ class WakePass:
         return self._score(lda, eval_images, "forward transfer: testing")
 
     def score(self, images: TaskImages) -> float:
-        """Return the accuracy of the model's LDA alone, as it is, on some images."""
+        """Return the accuracy of the model's LDA alone on some images."""
         return self._score(self.model.head.lda, images, "wake: LDA alone")
 
     def _score(self, lda: LinearDiscriminant, images: TaskImages, description: str) -> float:
@@ -141,7 +144,7 @@ class WakePass:
     def _batches(
         self, images: TaskImages, description: str
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Yield this process's images (b, 3, H, W) uint8, and of all processes features (B, D) and labels (B,)."""
+        """Yield images (b, 3, H, W) uint8 of this process, with features (B, D) and labels (B,) of all processes."""
         loader = DataLoader(
             images,
             batch_size=self.args.per_device_eval_batch_size,
@@ -160,13 +163,15 @@ class WakePass:
 
 
 class WakeReplay:
-    """Memories of earlier tasks for the batches of wake, in one balanced sequence over all steps and processes.
+    """Draws memories of earlier tasks for the batches of wake, from one sequence for all steps and processes.
+
+    The sequence is balanced over classes.
 
     Args:
-        memory ([`SemiParametricMemory`]): Read, never written; holds the task at hand already.
+        memory ([`SemiParametricMemory`]): Read, never written; holds the current task already.
         reader ([`ImageReader`]): Turns decoded images into the model's input.
-        task (`int`): Number of the task at hand, from 0; its own memories are left out.
-        seed (`int`): Chooses the memories, with the task.
+        task (`int`): Number of the current task, from 0; its own memories are left out.
+        seed (`int`): Seed of the run; together with `task` it determines which memories are drawn.
 
     Attributes:
         is_empty (`bool`): Whether there are no earlier memories.
@@ -183,7 +188,7 @@ class WakeReplay:
 
         Args:
             inputs (`dict`): `pixel_values` (B, 3, H, W) and `labels` (B,).
-            start (`int`): Number of the first of its memories in the sequence.
+            start (`int`): Position in the sequence of the first memory to draw.
         """
         if self.is_empty:
             return inputs
@@ -196,7 +201,7 @@ class WakeReplay:
 
 
 def _unlabelled(task: Task) -> TaskImages:
-    """Return the training images of a task, whose labels are not known to the model yet."""
+    """Return the training images of a task, all with label 0: the model does not know their classes yet."""
     return TaskImages(task.train_dataset, {name: 0 for name in task.classes}, f"the training images of {task.name}")
 
 

@@ -63,11 +63,12 @@ def rank_within_groups(groups: np.ndarray) -> np.ndarray:
 def fit_to_budget(labels: np.ndarray, sizes: np.ndarray, free_bytes: int, budget: int) -> np.ndarray:
     """Return a mask of the codes to keep, of at most `free_bytes` in all, bool of shape (M,).
 
-    Every class keeps its first k codes, with the largest k that fits. The rest of the bytes goes to one more code of
-    each class in turn, where it still fits. If the first codes of all classes do not fit, each keeps its smallest.
+    Every class keeps its first k codes, with the largest k that fits. First means in the order of the ranks that
+    `memory.write` was given, where the tasks of a class take turns. The rest of the bytes goes to one more code of
+    each class in turn, where it still fits. If not even the first code of every class fits, each keeps its smallest.
 
     Args:
-        labels (`numpy.ndarray` of shape `(M,)`): Sorted labels.
+        labels (`numpy.ndarray` of shape `(M,)`): Sorted labels; the codes of a class in the order of their ranks.
         sizes (`numpy.ndarray` of shape `(M,)`): Bytes of each code with its index.
         free_bytes (`int`): Bytes that are left for codes.
         budget (`int`): The budget of the memory, for the error.

@@ -113,7 +113,7 @@ class History:
         return nan_to_none(content)
 
     def save(self, folder: str | Path) -> None:
-        """Write `history.json`, whole or not at all."""
+        """Write `history.json`, complete or not at all."""
         write_atomically(Path(folder) / HISTORY_NAME, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
     @classmethod

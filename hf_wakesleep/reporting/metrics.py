@@ -1,6 +1,7 @@
 """Metrics: accuracy, forgetting and transfer from an accuracy matrix, and a sparse confusion matrix.
 
-The former are those of the module of `evaluate` that ships with the package.
+Only the confusion matrix is computed here. The code of accuracy, forgetting and transfer is in
+`evaluate_modules/continual_learning`, a module for `evaluate` that ships with the package.
 """
 
 import numpy as np

@@ -48,7 +48,7 @@ def plot_history(history: History) -> Figure:
 
 
 def save_history_plot(history: History, folder: str | Path) -> None:
-    """Write `history.png`, whole or not at all."""
+    """Write `history.png`, complete or not at all."""
     _save(plot_history(history), Path(folder) / HISTORY_PLOT_NAME)
 
 
@@ -78,7 +78,7 @@ def plot_synapses(parts: dict[str, float], entries: dict[str, int]) -> Figure:
 
 
 def save_synapses_plot(history: History, folder: str | Path, entries: dict[str, int]) -> None:
-    """Write `synapses.png`, whole or not at all, if the network has masks.
+    """Write `synapses.png`, complete or not at all, if the last sleep reports frozen weights.
 
     Args:
         history ([`History`]): Holds the report of the last sleep.

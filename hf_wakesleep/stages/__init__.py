@@ -1,1 +1,1 @@
-"""Stages and checkpoints: what is saved, gone on from, and published."""
+"""Stages and checkpoints: what is saved, resumed from, and published."""

@@ -1,11 +1,15 @@
-"""Checkpoint: a folder from which a run resumes inside a task.
+"""Checkpoints: finds, loads and removes the folders from which a run resumes inside a task.
 
-    <output_dir>/checkpoints/task-03/ingest           what ingesting the task gave: memory, LDA, features, scores
+    <output_dir>/checkpoints/task-03/ingest           the result of ingesting the task: memory, LDA, features, scores
                                      checkpoint-10    awake, after step 10: what `Trainer` saves, and LoRA factors
                                      checkpoint-64    asleep, after step 50 of the sleep that followed 14 steps awake
 
-The steps of sleep are counted on from the last step awake. Every folder appears complete or not at all. They are all
-removed when the stage of the task is saved.
+The folders are written elsewhere: `ingest` by `IngestResult` (ingest.py), checkpoints awake and asleep by
+`ClassifierTrainer` (learning/classifier_trainer.py). The state of a sleep, in `sleep.pt`, is what `Replay.state_dict`
+returns. Each folder also holds the seconds that the task took so far (stopwatch.py).
+
+The number of a checkpoint asleep counts the steps awake, too. Every folder appears complete or not at all. All of them
+are removed when the stage of the task is saved.
 """
 
 from pathlib import Path
@@ -21,11 +25,11 @@ from .stage import find_stages, stage_name, stage_number
 logger = logging.get_logger(__name__)
 
 CHECKPOINTS_FOLDER, SLEEP_NAME = "checkpoints", "sleep.pt"
-LAST_WRITTEN = "trainer_state.json"  # of a checkpoint; without it the checkpoint is half-written
+LAST_WRITTEN = "trainer_state.json"  # written last; a checkpoint without it is half-written
 
 
 def checkpoints_of(output_dir: str | Path, task: int) -> Path:
-    """Return the folder that holds the checkpoints of a task, which is counted from 0."""
+    """Return the folder of the checkpoints of task number `task`, from 0."""
     return Path(output_dir) / CHECKPOINTS_FOLDER / stage_name(task)
 
 
@@ -78,7 +82,7 @@ def drop_old_checkpoints(folder: Path, limit: int | None) -> None:
 
 
 def drop_later_checkpoints(folder: Path, last: Path | None) -> None:
-    """Remove the checkpoints of a task that are later than `last`, where a run resumes; all if it is `None`."""
+    """Remove the checkpoints of a task that are later than `last`, from which a run resumes; all if it is `None`."""
     for checkpoint in find_checkpoints(folder):
         if last is None or _step(checkpoint) > _step(last):
             logger.warning(f"{checkpoint} is removed, since the run goes on from before it.")
@@ -94,7 +98,7 @@ def drop_checkpoints(output_dir: str | Path, task: int) -> None:
 
 
 def clean(output_dir: str | Path) -> list[Path]:
-    """Remove what a killed run has left half-written, and the checkpoints of tasks that have a stage; log it.
+    """Remove half-written files and folders of a killed run, and the checkpoints of tasks that have a stage; log it.
 
     Returns:
         `list[Path]`: The half-written files and folders.
@@ -137,7 +141,7 @@ def is_due(strategy: str, every: float, step: int, num_steps: int) -> bool:
 
     Args:
         strategy (`str`): `save_strategy`; only `"steps"` takes checkpoints inside a sleep.
-        every (`float`): `save_steps`: a number of steps or, below 1, a share of them.
+        every (`float`): `save_steps`: a number of steps or, below 1, a share of `num_steps`.
         step (`int`): Number of the step, from 1.
         num_steps (`int`): Number of steps of the sleep.
     """

@@ -20,8 +20,8 @@ def eval_sets_of(
     """Sort evaluation images by the number of the task (from 0) in which their class was learned.
 
     Args:
-        images (`datasets.Dataset` or [`Task`]): Labelled images, in columns as streams take them. Of a task its
-            evaluation images are taken.
+        images (`datasets.Dataset` or [`Task`]): Labelled images, in columns as streams take them; or a task,
+            whose evaluation images are taken.
         history ([`History`]): What has been learned.
         image_column (`str`, *optional*): Found by its type if missing.
         label_column (`str`, *optional*): Found by its type and name if missing.
@@ -31,7 +31,7 @@ def eval_sets_of(
 
     Raises:
         TypeError: If `images` is neither a `Dataset` nor a `Task`.
-        ValueError: If there are no images, columns or labels do not fit, or some classes are not known.
+        ValueError: If there are no images, columns or labels do not fit, or some classes have not been learned.
     """
     images = images.eval_dataset if isinstance(images, Task) else images
     check_splits({"eval_dataset": images})

@@ -11,7 +11,7 @@ from ..reporting.card import collect_facts, render_model_card
 from ..reporting.history import HISTORY_NAME, History
 from .stage import CARD_NAME, STAGE_FILES
 
-DATA_FILE = r"It seems that you are about to commit a data file \(memory/codes\.parquet\)"  # a warning; it is meant so
+DATA_FILE = r"It seems that you are about to commit a data file \(memory/codes\.parquet\)"  # a warning, to be ignored
 
 
 class TagTakenError(ValueError):
@@ -43,7 +43,7 @@ def publish_stage(
     Raises:
         TagTakenError: If the tag exists and belongs to another run.
         ValueError: If a file of the stage is damaged.
-        HfHubHTTPError, HTTPError, OSError: If the Hub cannot be reached or refuses.
+        HfHubHTTPError, HTTPError, OSError: If the Hub cannot be reached or refuses the upload.
     """
     folder, api = Path(folder), HfApi(token=token)
     check_digests(folder)
@@ -90,7 +90,7 @@ def push_card(
 
 
 def _find_published(api: HfApi, repo_id: str, tag: str, folder: Path) -> str | None:
-    """Return the commit of a tag that holds this very stage; `None` if there is no such tag."""
+    """Return the commit of a tag, if it holds this same stage; `None` if there is no such tag."""
     for ref in api.list_repo_refs(repo_id).tags:
         if ref.name == tag:
             there = api.hf_hub_download(repo_id, HISTORY_NAME, revision=tag)

@@ -27,8 +27,8 @@ class IngestResult:
         memory ([`SemiParametricMemory`], *optional*): The memory.
         statistics (`dict[str, torch.Tensor]`): State of LDA's statistics.
         features (`torch.Tensor` of shape `(M, D)`, *optional*): Features of the remembered images on which drift is
-            measured, taken when `statistics` were right.
-        scores (`dict`): Accuracies measured before and after, JSON-able.
+            measured, computed with the same weights as `statistics`.
+        scores (`dict`): Accuracies measured before and after the images were written, JSON-able.
     """
 
     memory: SemiParametricMemory | None
@@ -37,7 +37,7 @@ class IngestResult:
     scores: dict
 
     def save(self, folder: Path, stopwatch: Stopwatch) -> None:
-        """Write it, with the seconds so far, to the `ingest` folder among the checkpoints of the task."""
+        """Write the result and the seconds so far to `ingest` in `folder`, which holds the checkpoints of the task."""
         with atomic_folder(folder / INGEST_FOLDER) as temporary:
             if self.memory is not None:
                 self.memory.save(temporary / MEMORY_FOLDER)
@@ -50,7 +50,7 @@ class IngestResult:
 
     @classmethod
     def load(cls, folder: Path, stopwatch: Stopwatch) -> "IngestResult | None":
-        """Return what `save` wrote and set the stopwatch to its seconds; `None` if there is nothing."""
+        """Read what `save` wrote, and set the stopwatch to the seconds in it; `None` if nothing was written."""
         folder = folder / INGEST_FOLDER
         if not folder.is_dir():
             return None
@@ -62,7 +62,7 @@ class IngestResult:
 
 
 def drop_ingest(folder: Path) -> None:
-    """Remove the `ingest` folder among the checkpoints of a task that has changed since, and log it."""
+    """Remove `ingest` from the checkpoints of a task that has changed since it was written, and log it."""
     if (folder / INGEST_FOLDER).is_dir():
         logger.warning(f"{folder / INGEST_FOLDER} is removed: the task has changed, and is written into memory anew.")
         remove_folder(folder / INGEST_FOLDER)

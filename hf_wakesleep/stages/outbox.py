@@ -2,7 +2,8 @@
 
     python -m hf_wakesleep push OUTPUT_DIR
 
-sends what an earlier run could not. The file `hub.json` beside the stages lists what has arrived; it holds no token.
+sends the stages that an earlier run could not send. `hub.json`, beside the stages, lists those that have arrived; it
+holds no token.
 """
 
 import json
@@ -24,9 +25,9 @@ from .stage import find_stages
 logger = logging.get_logger(__name__)
 
 OUTBOX_NAME = "hub.json"
-ATTEMPTS = 5  # of one stage, before it is left for later
-FIRST_WAIT = 1.0  # seconds before the second attempt; doubled before every further one
-NETWORK_ERRORS = (HTTPError, OSError, RuntimeError)  # the last as hf_xet reports failed transfers
+ATTEMPTS = 5  # to send one stage, before it is left for later
+FIRST_WAIT = 1.0  # seconds before the second attempt; twice as long before each further one
+NETWORK_ERRORS = (HTTPError, OSError, RuntimeError)  # hf_xet raises RuntimeError when a transfer fails
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Outbox:
     published: dict[str, str] = field(default_factory=dict)
 
     def save(self, output_dir: str | Path) -> None:
-        """Write `hub.json`; a kill at any moment leaves the old file or the new."""
+        """Write `hub.json`; if the program is killed meanwhile, the old file stays."""
         write_atomically(Path(output_dir) / OUTBOX_NAME, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
     @classmethod
@@ -125,7 +126,7 @@ class Publisher:
         token (`str`, *optional*): Token; it is never written to disk.
 
     Raises:
-        ValueError: If the stages of that folder go to another repository.
+        ValueError: If the stages of that folder are sent to another repository or branch.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class Publisher:
         self._closing = threading.Event()
 
     def publish(self) -> None:
-        """Start to send what is pending in the background, and return at once."""
+        """Start to send pending stages in the background, and return at once."""
         if not (self.output_dir / OUTBOX_NAME).is_file():
             self._outbox.save(self.output_dir)
         self._wanted.set()
@@ -161,7 +162,7 @@ class Publisher:
             self._thread.start()
 
     def finish(self, show_progress: bool = True) -> list[str]:
-        """Wait for the background, try once more what failed, and return the tags that are still to be sent."""
+        """Wait for the background, send failed stages once more, and return the tags that are still to be sent."""
         if self._thread is not None:
             self._closing.set()
             self._thread.join()

@@ -1,4 +1,4 @@
-"""Protocol: what must stay the same in a run, above all its tasks, so that it can go on from a stage."""
+"""Protocol: what must be the same for a run to resume from a stage: tasks, seed, backbone and memory."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def make_protocol(
     history: History,
     memory: SemiParametricMemory | None,
 ) -> dict:
-    """Return the protocol of a run, JSON-able; a run goes on only from stages of the same protocol."""
+    """Return the protocol of a run, JSON-able; a run resumes only from stages of the same protocol."""
     backbone = model.config.backbone_config
     tasks = align_tasks(stream, history)[len(history) :]
     dataset, before = stream.protocol.get("dataset"), _stream_of(history.protocol).get("dataset")
@@ -23,7 +23,7 @@ def make_protocol(
         "seed": seed,
         "stream": {
             **stream.protocol,
-            "dataset": None if len(history) and before != dataset else dataset,  # that of all tasks, if it is one
+            "dataset": None if len(history) and before != dataset else dataset,  # None if tasks are of several
             "tasks": [record.fingerprint for record in history.records] + [task.fingerprint() for task in tasks],
         },
         "backbone": {
@@ -76,14 +76,14 @@ def _stream_of(protocol: dict) -> dict:
 
 
 def align_tasks(stream: TaskStream, history: History) -> list[Task | None]:
-    """Return the tasks of a run by their number; `None` for learned tasks that the stream does not bring.
+    """Return the tasks of a run by their number; `None` for learned tasks that are not in the stream.
 
     Args:
         stream ([`TaskStream`]): The complete stream, or only its tasks from a learned one or from the next one on.
         history ([`History`]): What has been learned.
 
     Raises:
-        ValueError: If the stream brings known classes or domains in another order or with other images.
+        ValueError: If the stream has known classes or domains in another order or with other images.
     """
     done = [record.fingerprint for record in history.records]
     prints = stream.fingerprints()
@@ -106,14 +106,14 @@ def align_tasks(stream: TaskStream, history: History) -> list[Task | None]:
 
 
 def _of_tasks(protocol: dict, num_tasks: int | None) -> dict:
-    """Return a protocol with its first tasks only."""
+    """Return a protocol with its first `num_tasks` tasks only; all if it is `None`."""
     if num_tasks is None or not tasks_of(protocol):
         return protocol
     return {**protocol, "stream": {**protocol["stream"], "tasks": protocol["stream"]["tasks"][:num_tasks]}}
 
 
 def _differences(where: str, there, here) -> list[str]:
-    """Return one line per value that differs, at most one for each list."""
+    """Return one line per value that differs; of a list, only the first that differs."""
     if isinstance(there, dict) and isinstance(here, dict):
         keys = sorted(set(there) | set(here))
         return [line for key in keys for line in _differences(f"{where}.{key}", there.get(key), here.get(key))]

@@ -17,7 +17,7 @@ from ..reporting.plots import HISTORY_PLOT_NAME, SYNAPSES_PLOT_NAME, save_histor
 from ..storage.atomic import atomic_folder, write_atomically
 
 MEMORY_FOLDER, CARD_NAME = "memory", "README.md"
-STAGE_FILES = (  # all that a stage holds, and all that is ever published of it
+STAGE_FILES = (  # all files of a stage; no others are published
     "config.json",
     "*.safetensors",
     "*.safetensors.index.json",
@@ -53,7 +53,7 @@ class Stage:
     repo_id: str | None = None
 
     def save(self, folder: str | Path) -> None:
-        """Write the stage to `folder`; it appears, or replaces an older one, when everything is in it."""
+        """Write the stage to `folder`, which appears, or replaces an older one, only when it is complete."""
         with atomic_folder(Path(folder)) as temporary:
             self._write(temporary)
 
@@ -81,7 +81,7 @@ def stage_number(folder: Path) -> int:
 
 
 def find_stages(output_dir: str | Path) -> list[Path]:
-    """Return the stages in an output folder in the order of their tasks; the first may come after any task."""
+    """Return the stages in an output folder, in the order of their tasks; `task-01` need not be the first."""
     stages = [
         folder
         for folder in Path(output_dir).glob("task-*")
@@ -91,7 +91,7 @@ def find_stages(output_dir: str | Path) -> list[Path]:
 
 
 def copy_plots(stage: Path, folder: str | Path) -> None:
-    """Copy the plots that a stage has to a folder; do nothing if there is no such stage."""
+    """Copy the plots of a stage to a folder; do nothing if there are none."""
     for path in (stage / HISTORY_PLOT_NAME, stage / SYNAPSES_PLOT_NAME):
         if path.is_file():
             write_atomically(Path(folder) / path.name, path.read_bytes())
@@ -126,7 +126,7 @@ def load_stage_state(
         model ([`WakeSleepForImageClassification`]): The model that was loaded from it.
 
     Raises:
-        ValueError: If a file is damaged or of another stage.
+        ValueError: If a file is damaged or belongs to another stage.
     """
     check_digests(folder)
     history, memory = History.load(folder), load_memory(folder)

@@ -1,4 +1,4 @@
-"""Stopwatch: the seconds of each phase of a task, counted on when a run resumes."""
+"""Stopwatch: the seconds of each phase of a task, saved so that a resumed run adds to them."""
 
 import json
 import time
@@ -8,9 +8,9 @@ SECONDS_NAME = "seconds.json"
 
 
 class Stopwatch:
-    """Counts the seconds of a task by phase; the first phase is awake.
+    """Counts the seconds of a task by phase, beginning with the phase awake.
 
-    A resumed run repeats what was done after the last checkpoint. Those seconds count once.
+    A resumed run repeats the steps after the last checkpoint, but their seconds count only once.
     """
 
     def __init__(self):
@@ -33,7 +33,7 @@ class Stopwatch:
         (folder / SECONDS_NAME).write_text(json.dumps(self.read()))
 
     def load(self, folder: str | Path) -> None:
-        """Count on from the `seconds.json` in a folder; do nothing if there is none."""
+        """Continue from the seconds in the `seconds.json` of a folder; do nothing if there is none."""
         path = Path(folder) / SECONDS_NAME
         if path.is_file():
             self._seconds = json.loads(path.read_text())
