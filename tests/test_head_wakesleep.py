@@ -28,7 +28,7 @@ def make_head(classes=3, **config):
     return head
 
 
-def test_lda_is_the_shrunk_linear_discriminant():
+def test_lda_is_the_shrunk_linear_discriminant_of_means_drawn_together():
     features, labels = features_and_labels()
     shrinkage, classes = 0.3, 4
     lda = LinearDiscriminant(D, classes, shrinkage)
@@ -41,9 +41,14 @@ def test_lda_is_the_shrunk_linear_discriminant():
         covariance += torch.outer(row - means[label], row - means[label])
     covariance /= len(data) - classes
     precision = torch.linalg.inv((1 - shrinkage) * covariance + shrinkage * covariance.trace() / D * torch.eye(D))
-    expected = torch.stack(
-        [data @ precision @ means[c] - 0.5 * means[c] @ precision @ means[c] for c in range(classes)], dim=1
-    )
+    grand, noise, counts = means.mean(dim=0), (precision @ covariance).trace(), labels.bincount()
+    spread = sum((means[c] - grand) @ precision @ (means[c] - grand) for c in range(classes)) / (classes - 1)
+    spread -= noise * sum(1 / counts[c] for c in range(classes)) / classes
+    expected = []
+    for c in range(classes):
+        mean = grand + spread / (spread + noise / counts[c]) * (means[c] - grand)
+        expected.append(data @ precision @ mean - 0.5 * mean @ precision @ mean)
+    expected = torch.stack(expected, dim=1)
     torch.testing.assert_close(lda(features), expected.float(), rtol=1e-4, atol=1e-4)
 
 

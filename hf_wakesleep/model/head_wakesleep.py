@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .shrinkage_wakesleep import choose_shrinkage, mean_weights
+
 INITIAL_SCALE = 16.0  # of cosine similarities
 
 
@@ -39,7 +41,7 @@ class LinearDiscriminant(nn.Module):
     Statistics (float32 buffers): `counts` (C,) int64, `means` (C, D), and `scatter` (D (D + 1) / 2,), the lower
     triangle, row by row, of the sum over all images of the outer product of a feature's deviation from its class mean.
     They do not depend on the order of the images beyond rounding. Source: streaming LDA (Hayes & Kanan 2020, arXiv
-    1909.01520), with shrinkage towards tr(Sigma)/D I.
+    1909.01520), with shrinkage towards tr(Sigma)/D I, and class means drawn together as far as they are uncertain.
 
     What predicts follows from them, and is not saved: `weight` (C, D) and `bias` (C,), float32. Every change of the
     statistics brings it up to date but [`update`], which comes once per batch: call [`refresh`] after the last one, or
@@ -48,10 +50,11 @@ class LinearDiscriminant(nn.Module):
     Args:
         feature_dim (`int`): Feature width D.
         num_classes (`int`): Number of classes C.
-        shrinkage (`float`): Weight e of the identity in the covariance, in (0, 1].
+        shrinkage (`float`, *optional*): Weight e of the identity in the covariance, in (0, 1]; chosen anew from the
+            statistics, by [`choose_shrinkage`], if missing.
     """
 
-    def __init__(self, feature_dim: int, num_classes: int, shrinkage: float):
+    def __init__(self, feature_dim: int, num_classes: int, shrinkage: float | None = None):
         super().__init__()
         self.shrinkage = shrinkage
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
@@ -138,20 +141,34 @@ class LinearDiscriminant(nn.Module):
         """Return row and column of every entry of `scatter`, int64 (2, D (D + 1) / 2)."""
         return torch.tril_indices(*2 * self.means.shape[1:], device=self.scatter.device)
 
+    def find_shrinkage(self) -> float:
+        """Return the weight e of the identity in the covariance: the one given, or what fits the statistics."""
+        if self.shrinkage is not None:
+            return self.shrinkage
+        return choose_shrinkage(self.counts, self.means, self.covariance())
+
     def solve(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the discriminant's weights (C, D) and biases (C,), equal priors; classes without images get -inf.
 
-        Lambda = [(1 - e) Sigma + e tr(Sigma)/D I]^-1, w_c = Lambda mu_c, b_c = -1/2 mu_c' Lambda mu_c, with the shared
-        covariance Sigma.
+        Lambda = [(1 - e) Sigma + e tr(Sigma)/D I]^-1, m_c = mu + a_c (mu_c - mu), w_c = Lambda m_c and b_c = -1/2 m_c'
+        Lambda m_c, with the shared covariance Sigma, the mean mu of all class means and the share a_c of the way to
+        mu_c that [`mean_weights`] finds reliable, by the distances (mu_c - mu)' Lambda (mu_c - mu) and the noise
+        tr(Lambda Sigma).
         """
-        known = self.counts > 0
-        means, covariance = self.means.float(), self.covariance()  # (C, D), (D, D)
-        variance = covariance.diagonal().mean()
-        identity = torch.eye(len(covariance), device=covariance.device)
-        shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * variance * identity  # (D, D)
-        weights = torch.linalg.solve(torch.where(variance > 0, shrunk, identity), means.T).T  # (C, D)
+        known, covariance = self.counts > 0, self.covariance()  # (C,), (D, D)
+        dim, variance, shrinkage = len(covariance), covariance.diagonal().mean(), self.find_shrinkage()
+        identity = torch.eye(dim, device=covariance.device)
+        shrunk = (1 - shrinkage) * covariance + shrinkage * variance * identity  # (D, D)
+        means = self.means.float().masked_fill(~known[:, None], 0.0)  # (C, D)
+        grand = means.sum(dim=0, keepdim=True) / known.sum().clamp(min=1)  # (1, D)
+        apart = means - grand  # (C, D)
+        parts = torch.cat([apart, grand, covariance])  # (C + 1 + D, D)
+        solved = torch.linalg.solve(torch.where(variance > 0, shrunk, identity), parts.T).T  # (C + 1 + D, D)
+        directions, middle, noise = solved.split([len(apart), 1, dim])
+        kept = mean_weights(self.counts, (apart * directions).sum(dim=1), noise.trace(), dim)[:, None]  # (C, 1)
+        weights, means = middle + kept * directions, grand + kept * apart  # (C, D)
         biases = -0.5 * (weights * means).sum(dim=-1)  # (C,)
-        return weights, biases.masked_fill(~known, -torch.inf)
+        return weights.masked_fill(~known[:, None], 0.0), biases.masked_fill(~known, -torch.inf)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return logits of shape (B, C) in float32; zeros as long as there are no statistics at all."""
