@@ -193,6 +193,19 @@ def test_new_units_join_the_old_ones_on_their_own_scale():
     torch.testing.assert_close(head.classifier.bias, expected["bias"], rtol=1e-3, atol=1e-3)
 
 
+def test_new_units_shrink_the_covariance_by_as_much_as_lasts_unless_that_is_given():
+    features, labels = features_and_labels(size=600, classes=3)
+    features = torch.linspace(0.1, 2, D) * features
+    heads = {given: make_head(lda_shrinkage=given) for given in (None, 0.3, 0.05)}
+    for head in heads.values():
+        head.lda.update(features, labels)
+        head.start_from_lda(0)
+    weights = {given: head.classifier.weight for given, head in heads.items()}
+    assert heads[None].lda.find_shrinkage() < 0.2
+    torch.testing.assert_close(weights[None], weights[0.3])
+    assert not torch.allclose(weights[None], weights[0.05], rtol=0.01)
+
+
 def test_units_of_classes_without_statistics_stay_as_they_are():
     head = make_head()
     features, labels = features_and_labels(classes=2)
@@ -245,7 +258,7 @@ def test_nobody_gets_predictions_from_before_an_update():
 
 def test_a_pass_without_gradients_solves_once(monkeypatch):
     solved, solve = [], LinearDiscriminant.solve
-    monkeypatch.setattr(LinearDiscriminant, "solve", lambda lda: solved.append(1) or solve(lda))
+    monkeypatch.setattr(LinearDiscriminant, "solve", lambda lda, *args: solved.append(1) or solve(lda, *args))
     features, labels = features_and_labels()
     lda = LinearDiscriminant(D, 4, 0.3)
     for part in torch.arange(len(labels)).tensor_split(5):

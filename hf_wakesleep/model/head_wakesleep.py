@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from .shrinkage_wakesleep import choose_shrinkage, mean_weights
 
 INITIAL_SCALE = 16.0  # of cosine similarities
+START_SHRINKAGE = 0.3  # at least, where output units start from LDA and are trained with the features
 
 
 class LinearClassifier(nn.Module):
@@ -141,22 +142,29 @@ class LinearDiscriminant(nn.Module):
         """Return row and column of every entry of `scatter`, int64 (2, D (D + 1) / 2)."""
         return torch.tril_indices(*2 * self.means.shape[1:], device=self.scatter.device)
 
-    def find_shrinkage(self) -> float:
-        """Return the weight e of the identity in the covariance: the one given, or what fits the statistics."""
+    def find_shrinkage(self, least: float = 0.0) -> float:
+        """Return the weight e of the identity in the covariance: the one given, or what fits the statistics.
+
+        Args:
+            least (`float`, defaults to 0.0): Lower bound of what is chosen.
+        """
         if self.shrinkage is not None:
             return self.shrinkage
-        return choose_shrinkage(self.counts, self.means, self.covariance())
+        return max(least, choose_shrinkage(self.counts, self.means, self.covariance()))
 
-    def solve(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def solve(self, least: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the discriminant's weights (C, D) and biases (C,), equal priors; classes without images get -inf.
 
         Lambda = [(1 - e) Sigma + e tr(Sigma)/D I]^-1, m_c = mu + a_c (mu_c - mu), w_c = Lambda m_c and b_c = -1/2 m_c'
         Lambda m_c, with the shared covariance Sigma, the mean mu of all class means and the share a_c of the way to
         mu_c that [`mean_weights`] finds reliable, by the distances (mu_c - mu)' Lambda (mu_c - mu) and the noise
         tr(Lambda Sigma).
+
+        Args:
+            least (`float`, defaults to 0.0): Lower bound of e, unless it was given.
         """
         known, covariance = self.counts > 0, self.covariance()  # (C,), (D, D)
-        dim, variance, shrinkage = len(covariance), covariance.diagonal().mean(), self.find_shrinkage()
+        dim, variance, shrinkage = len(covariance), covariance.diagonal().mean(), self.find_shrinkage(least)
         identity = torch.eye(dim, device=covariance.device)
         shrunk = (1 - shrinkage) * covariance + shrinkage * variance * identity  # (D, D)
         means = self.means.float().masked_fill(~known[:, None], 0.0)  # (C, D)
@@ -242,7 +250,8 @@ class SemiParametricHead(nn.Module):
         linear one takes weights and bias of LDA, which softmax sees only up to what all classes share: both halves
         are centred over the older classes, and LDA is scaled to fit the older units best at their class means.
         Without older classes it is scaled, down only, to the least cross-entropy at the class means: LDA is so sure
-        of itself that smoothed labels would tear the features apart.
+        of itself that smoothed labels would tear the features apart. Its covariance is shrunk by 0.3 at least, unless
+        its shrinkage was given: what fits the features best is not what lasts while they are trained.
 
         Args:
             first (`int`): Index of the first new class; units of classes without statistics stay as they are.
@@ -254,7 +263,7 @@ class SemiParametricHead(nn.Module):
         if not isinstance(classifier, LinearClassifier):
             classifier.weight[new] = F.normalize(means[new], dim=-1).to(classifier.weight)
             return
-        weights, biases = self.lda.solve()
+        weights, biases = self.lda.solve(START_SHRINKAGE)
         discriminant = torch.cat([weights, biases[:, None]], dim=1)  # (C, D + 1)
         own = torch.cat([classifier.weight, classifier.bias[:, None]], dim=1).to(discriminant)  # (C, D + 1)
         points = F.pad(means, (0, 1), value=1.0)  # (C, D + 1)
