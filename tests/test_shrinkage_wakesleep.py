@@ -180,8 +180,12 @@ def test_classes_that_cannot_be_told_apart_are_still_answered_differently():
     assert len(lda(features).argmax(dim=-1).unique()) > 1
 
 
-def test_what_is_not_finite_stays_so():
-    lda = fitted(torch.tensor([[1.0, math.nan], [1.0, 2.0], [2.0, 1.0]]), torch.tensor([0, 0, 1]), 2)
+@pytest.mark.parametrize("entry", range(3))
+def test_statistics_that_are_not_finite_are_not_made_into_answers(entry):
+    """Such as those of a training that diverged: both diagonal entries of the scatter, and the one beside them."""
+    lda = fitted(*draw([5, 5], dim=2), 2)
+    lda.scatter[entry] = math.nan
+    lda.refresh()
     assert lda(torch.ones(1, 2)).isnan().any()
 
 

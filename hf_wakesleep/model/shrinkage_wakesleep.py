@@ -1,7 +1,5 @@
 """Shrinkage of LDA: how far its covariance and its class means are drawn in, chosen from sufficient statistics."""
 
-import math
-
 import torch
 
 
@@ -26,12 +24,12 @@ def choose_shrinkage(counts: torch.Tensor, means: torch.Tensor, covariance: torc
         covariance (`torch.Tensor` of shape `(D, D)`): Covariance Sigma within classes.
 
     Returns:
-        `float`: In (0, 1]; 1 where features do not vary within classes.
+        `float`: In (0, 1]; 1 where features do not vary within classes, or are not finite.
     """
     known = counts > 0
     counts, means, covariance = (_exact(part) for part in (counts[known], means[known], covariance))
     variance = covariance.diagonal().mean()
-    if not 0 < variance < math.inf or not means.isfinite().all():
+    if not (variance > 0 and means.isfinite().all() and covariance.isfinite().all()):
         return 1.0
     size, dim = counts.sum(), len(covariance)  # N, D
     freedom = (size - len(counts)).clamp(min=1)
