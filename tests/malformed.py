@@ -340,7 +340,7 @@ def _configs() -> Iterator[Case]:
     fields = {
         "image_size": (0, -1, 1.5, "8", None, 10**9, [8], True, NAN),
         "lda_weight": (-0.1, 1.1, NAN, "x", None, [], True),
-        "lda_shrinkage": (0, 1.1, NAN, "x", None),
+        "lda_shrinkage": (0, 1.1, NAN, "x"),
         "pooling": ("max", 5, []),
         "feature_dim": (0, -1, 1.5, "8", True, 10**9, []),
         "classifier": ("svm", None, 5, {}),

@@ -43,7 +43,8 @@ class WakeSleepConfig(PreTrainedConfig):
         feature_dim (`int`, *optional*): Width D of that feature; found when a model is built.
         classifier (`str`, defaults to `"linear"`): `"linear"` or `"cosine"` (normalised features and weights).
         lda_weight (`float`, defaults to 0.5): Weight of LDA in the mix of the two softmaxes, 0 to 1.
-        lda_shrinkage (`float`, defaults to 0.3): Shrinkage e of LDA's covariance to a multiple of I, in (0, 1].
+        lda_shrinkage (`float`, *optional*):
+            Shrinkage e of LDA's covariance to a multiple of I, in (0, 1]. Follows from LDA's statistics if missing.
         image_size (`int`, defaults to 224): Side in pixels of the square images that the model takes.
         image_mean (`list[float]`, defaults to `[0.5, 0.5, 0.5]`): Mean per channel, of pixels in 0 to 1.
         image_std (`list[float]`, defaults to `[0.5, 0.5, 0.5]`): Standard deviation per channel.
@@ -65,7 +66,7 @@ class WakeSleepConfig(PreTrainedConfig):
         feature_dim=None,
         classifier="linear",
         lda_weight=0.5,
-        lda_shrinkage=0.3,
+        lda_shrinkage=None,
         image_size=224,
         image_mean=(0.5, 0.5, 0.5),
         image_std=(0.5, 0.5, 0.5),
@@ -112,8 +113,9 @@ class WakeSleepConfig(PreTrainedConfig):
             raise ValueError(f"`classifier` must be one of {CLASSIFIERS}, got {self.classifier!r}.")
         if not (_is_number(self.lda_weight) and 0 <= self.lda_weight <= 1):
             raise ValueError(f"`lda_weight` must lie in [0, 1], got {self.lda_weight!r}.")
-        if not (_is_number(self.lda_shrinkage) and 0 < self.lda_shrinkage <= 1):
-            raise ValueError(f"`lda_shrinkage` must lie in (0, 1], got {self.lda_shrinkage!r}.")
+        given = self.lda_shrinkage
+        if given is not None and not (_is_number(given) and 0 < given <= 1):
+            raise ValueError(f"`lda_shrinkage` must lie in (0, 1] or be None, got {given!r}.")
         if not (_is_whole(self.image_size) and 1 <= self.image_size <= MAX_SIDE):
             raise ValueError(f"`image_size` must be 1 to {MAX_SIDE} pixels, got {self.image_size!r}.")
         if not (_is_triple(self.image_mean) and _is_triple(self.image_std) and min(self.image_std) > 0):

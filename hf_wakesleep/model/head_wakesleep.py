@@ -4,7 +4,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .shrinkage_wakesleep import choose_shrinkage, mean_weights
+
 INITIAL_SCALE = 16.0  # of cosine similarities
+START_SHRINKAGE = 0.3  # at least, where output units start from LDA and are trained with the features
 
 
 class LinearClassifier(nn.Module):
@@ -39,7 +42,7 @@ class LinearDiscriminant(nn.Module):
     Statistics (float32 buffers): `counts` (C,) int64, `means` (C, D), and `scatter` (D (D + 1) / 2,), the lower
     triangle, row by row, of the sum over all images of the outer product of a feature's deviation from its class mean.
     They do not depend on the order of the images beyond rounding. Source: streaming LDA (Hayes & Kanan 2020, arXiv
-    1909.01520), with shrinkage towards tr(Sigma)/D I.
+    1909.01520), with shrinkage towards tr(Sigma)/D I, and class means drawn together as far as they are uncertain.
 
     What predicts follows from them, and is not saved: `weight` (C, D) and `bias` (C,), float32. Every change of the
     statistics brings it up to date but [`update`], which comes once per batch: call [`refresh`] after the last one, or
@@ -48,10 +51,11 @@ class LinearDiscriminant(nn.Module):
     Args:
         feature_dim (`int`): Feature width D.
         num_classes (`int`): Number of classes C.
-        shrinkage (`float`): Weight e of the identity in the covariance, in (0, 1].
+        shrinkage (`float`, *optional*): Weight e of the identity in the covariance, in (0, 1]; chosen anew from the
+            statistics, by [`choose_shrinkage`], if missing.
     """
 
-    def __init__(self, feature_dim: int, num_classes: int, shrinkage: float):
+    def __init__(self, feature_dim: int, num_classes: int, shrinkage: float | None = None):
         super().__init__()
         self.shrinkage = shrinkage
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
@@ -138,20 +142,41 @@ class LinearDiscriminant(nn.Module):
         """Return row and column of every entry of `scatter`, int64 (2, D (D + 1) / 2)."""
         return torch.tril_indices(*2 * self.means.shape[1:], device=self.scatter.device)
 
-    def solve(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def find_shrinkage(self, least: float = 0.0) -> float:
+        """Return the weight e of the identity in the covariance: the one given, or what fits the statistics.
+
+        Args:
+            least (`float`, defaults to 0.0): Lower bound of what is chosen.
+        """
+        if self.shrinkage is not None:
+            return self.shrinkage
+        return max(least, choose_shrinkage(self.counts, self.means, self.covariance()))
+
+    def solve(self, least: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the discriminant's weights (C, D) and biases (C,), equal priors; classes without images get -inf.
 
-        Lambda = [(1 - e) Sigma + e tr(Sigma)/D I]^-1, w_c = Lambda mu_c, b_c = -1/2 mu_c' Lambda mu_c, with the shared
-        covariance Sigma.
+        Lambda = [(1 - e) Sigma + e tr(Sigma)/D I]^-1, m_c = mu + a_c (mu_c - mu), w_c = Lambda m_c and b_c = -1/2 m_c'
+        Lambda m_c, with the shared covariance Sigma, the mean mu of all class means and the share a_c of the way to
+        mu_c that [`mean_weights`] finds reliable, by the distances (mu_c - mu)' Lambda (mu_c - mu) and the noise
+        tr(Lambda Sigma).
+
+        Args:
+            least (`float`, defaults to 0.0): Lower bound of e, unless it was given.
         """
-        known = self.counts > 0
-        means, covariance = self.means.float(), self.covariance()  # (C, D), (D, D)
-        variance = covariance.diagonal().mean()
-        identity = torch.eye(len(covariance), device=covariance.device)
-        shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * variance * identity  # (D, D)
-        weights = torch.linalg.solve(torch.where(variance > 0, shrunk, identity), means.T).T  # (C, D)
+        known, covariance = self.counts > 0, self.covariance()  # (C,), (D, D)
+        dim, variance, shrinkage = len(covariance), covariance.diagonal().mean(), self.find_shrinkage(least)
+        identity = torch.eye(dim, device=covariance.device)
+        shrunk = (1 - shrinkage) * covariance + shrinkage * variance * identity  # (D, D)
+        means = self.means.float().masked_fill(~known[:, None], 0.0)  # (C, D)
+        grand = means.sum(dim=0, keepdim=True) / known.sum().clamp(min=1)  # (1, D)
+        apart = means - grand  # (C, D)
+        parts = torch.cat([apart, grand, covariance])  # (C + 1 + D, D)
+        solved = torch.linalg.solve(torch.where(variance > 0, shrunk, identity), parts.T).T  # (C + 1 + D, D)
+        directions, middle, noise = solved.split([len(apart), 1, dim])
+        kept = mean_weights(self.counts, (apart * directions).sum(dim=1), noise.trace(), dim)[:, None]  # (C, 1)
+        weights, means = middle + kept * directions, grand + kept * apart  # (C, D)
         biases = -0.5 * (weights * means).sum(dim=-1)  # (C,)
-        return weights, biases.masked_fill(~known, -torch.inf)
+        return weights.masked_fill(~known[:, None], 0.0), biases.masked_fill(~known, -torch.inf)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return logits of shape (B, C) in float32; zeros as long as there are no statistics at all."""
@@ -225,7 +250,8 @@ class SemiParametricHead(nn.Module):
         linear one takes weights and bias of LDA, which softmax sees only up to what all classes share: both halves
         are centred over the older classes, and LDA is scaled to fit the older units best at their class means.
         Without older classes it is scaled, down only, to the least cross-entropy at the class means: LDA is so sure
-        of itself that smoothed labels would tear the features apart.
+        of itself that smoothed labels would tear the features apart. Its covariance is shrunk by 0.3 at least, unless
+        its shrinkage was given: what fits the features best is not what lasts while they are trained.
 
         Args:
             first (`int`): Index of the first new class; units of classes without statistics stay as they are.
@@ -237,7 +263,7 @@ class SemiParametricHead(nn.Module):
         if not isinstance(classifier, LinearClassifier):
             classifier.weight[new] = F.normalize(means[new], dim=-1).to(classifier.weight)
             return
-        weights, biases = self.lda.solve()
+        weights, biases = self.lda.solve(START_SHRINKAGE)
         discriminant = torch.cat([weights, biases[:, None]], dim=1)  # (C, D + 1)
         own = torch.cat([classifier.weight, classifier.bias[:, None]], dim=1).to(discriminant)  # (C, D + 1)
         points = F.pad(means, (0, 1), value=1.0)  # (C, D + 1)

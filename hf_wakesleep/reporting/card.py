@@ -30,7 +30,7 @@ class CardFacts:
         history (`dict`): From the run: what [`History.to_dict`] returns.
         model (`dict`): From the model: `classes`, `backbone` (`owner/name` on the Hub, any other name, or `None`),
             `backbone_type`, `backbone_revision` or `None`, `feature_dim`, `num_parameters`, `image_size` in pixels,
-            `image_mean`, `image_std`, `pooling`, `classifier`, `lda_weight`.
+            `image_mean`, `image_std`, `pooling`, `classifier`, `lda_weight`, `lda_shrinkage`.
         memory (`dict`, *optional*): From the run: `codec`, its `settings`, `budget` in bytes or `None`, and
             `codes_per_class` by name of the class. `None` without a memory.
         settings (`dict`): From the run: fields of [`ContinualTrainingArguments`] that differ from their defaults,
@@ -121,6 +121,7 @@ def _model_facts(model: WakeSleepForImageClassification) -> dict:
         "feature_dim": model.head.feature_dim,
         "num_parameters": model.num_parameters(),
         **{name: getattr(config, name) for name in (*own, "lda_weight")},
+        "lda_shrinkage": round(model.head.lda.find_shrinkage(), 4),
     }
 
 

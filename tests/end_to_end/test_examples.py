@@ -137,13 +137,28 @@ def test_the_cost_of_decoding_is_a_share_of_a_step(tmp_path):
     assert [line.split(" | ")[0] for line in done.stdout.splitlines()[3:5]] == ["| learned", "| webp"]
 
 
-def test_selections_are_compared_over_class_orders(tmp_path):
+def save_digits_and_vit(folder) -> list[str]:
+    """Write four classes of digits and a backbone with random weights; return the arguments that name them."""
     vit = ViTConfig(image_size=8, patch_size=4, hidden_size=16, intermediate_size=32, num_hidden_layers=1)
     vit.num_attention_heads = 2
     for part in (ViTModel(vit), ViTImageProcessor()):
-        part.save_pretrained(tmp_path / "vit")
-    digits_of(range(4), 8).to_parquet(tmp_path / "digits.parquet")
-    files = ["--train_file", "digits.parquet", "--test_file", "digits.parquet", "--backbone", "vit"]
+        part.save_pretrained(folder / "vit")
+    digits_of(range(4), 8).to_parquet(folder / "digits.parquet")
+    return ["--train_file", "digits.parquet", "--test_file", "digits.parquet", "--backbone", "vit"]
+
+
+def test_lda_is_measured_with_few_images_a_class(tmp_path):
+    args = [*save_digits_and_vit(tmp_path), "--image_size", "8", "--few", "1", "8", "--many", "8", "--num_new", "1"]
+    done = run("benchmarks/lda_few.py", *args, "--num_draws", "2", cwd=tmp_path)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line[:1] == "|"]
+    assert [row[0] for row in rows if row[0].isdigit()] == ["1", "8"] * 2
+    assert all(row[1].count(" ± ") == row[2].count(" ± ") == 2 for row in rows[2:4])
+    assert rows[6][1] == rows[6][2]  # one image of every class: the nearest mean
+    assert float(rows[7][2].split(" ± ")[0]) > 50
+
+
+def test_selections_are_compared_over_class_orders(tmp_path):
+    files = save_digits_and_vit(tmp_path)
     grid = ["--image_size", "8", "--num_tasks", "2", "--budgets", "4000", "5000", "--seeds", "1", "2"]
     grid += ["--codecs", "webp:1", "learned:40"]
     run_example("benchmarks/selection.py", *files, *grid, "--output_dir", "out", cwd=tmp_path)

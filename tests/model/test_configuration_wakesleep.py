@@ -13,7 +13,7 @@ def test_a_new_config_has_no_class():
 
 
 def test_classes_keep_the_order_of_learning_through_save_and_load(tmp_path):
-    config = WakeSleepConfig(backbone_config=ViTConfig(hidden_size=32), lda_weight=0.25)
+    config = WakeSleepConfig(backbone_config=ViTConfig(hidden_size=32), lda_weight=0.25, lda_shrinkage=0.5)
     config.add_classes(["zebra", "ape"])
     config.add_classes(["cat"])
     config.save_pretrained(tmp_path)
@@ -22,7 +22,8 @@ def test_classes_keep_the_order_of_learning_through_save_and_load(tmp_path):
     assert loaded.classes == ["zebra", "ape", "cat"]
     assert loaded.label2id == {"zebra": 0, "ape": 1, "cat": 2}
     assert loaded.backbone_config.hidden_size == 32
-    assert loaded.lda_weight == 0.25
+    assert (loaded.lda_weight, loaded.lda_shrinkage) == (0.25, 0.5)
+    assert WakeSleepConfig().lda_shrinkage is None
 
 
 def test_classes_that_look_like_the_defaults_of_transformers_survive(tmp_path):

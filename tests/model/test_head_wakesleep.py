@@ -28,7 +28,7 @@ def make_head(classes=3, **config):
     return head
 
 
-def test_lda_is_the_shrunk_linear_discriminant():
+def test_lda_is_the_shrunk_linear_discriminant_of_means_drawn_together():
     features, labels = features_and_labels()
     shrinkage, classes = 0.3, 4
     lda = LinearDiscriminant(D, classes, shrinkage)
@@ -41,9 +41,14 @@ def test_lda_is_the_shrunk_linear_discriminant():
         covariance += torch.outer(row - means[label], row - means[label])
     covariance /= len(data) - classes
     precision = torch.linalg.inv((1 - shrinkage) * covariance + shrinkage * covariance.trace() / D * torch.eye(D))
-    expected = torch.stack(
-        [data @ precision @ means[c] - 0.5 * means[c] @ precision @ means[c] for c in range(classes)], dim=1
-    )
+    grand, noise, counts = means.mean(dim=0), (precision @ covariance).trace(), labels.bincount()
+    spread = sum((means[c] - grand) @ precision @ (means[c] - grand) for c in range(classes)) / (classes - 1)
+    spread -= noise * sum(1 / counts[c] for c in range(classes)) / classes
+    expected = []
+    for c in range(classes):
+        mean = grand + spread / (spread + noise / counts[c]) * (means[c] - grand)
+        expected.append(data @ precision @ mean - 0.5 * mean @ precision @ mean)
+    expected = torch.stack(expected, dim=1)
     torch.testing.assert_close(lda(features), expected.float(), rtol=1e-4, atol=1e-4)
 
 
@@ -188,6 +193,19 @@ def test_new_units_join_the_old_ones_on_their_own_scale():
     torch.testing.assert_close(head.classifier.bias, expected["bias"], rtol=1e-3, atol=1e-3)
 
 
+def test_new_units_shrink_the_covariance_by_as_much_as_lasts_unless_that_is_given():
+    features, labels = features_and_labels(size=600, classes=3)
+    features = torch.linspace(0.1, 2, D) * features
+    heads = {given: make_head(lda_shrinkage=given) for given in (None, 0.3, 0.05)}
+    for head in heads.values():
+        head.lda.update(features, labels)
+        head.start_from_lda(0)
+    weights = {given: head.classifier.weight for given, head in heads.items()}
+    assert heads[None].lda.find_shrinkage() < 0.2
+    torch.testing.assert_close(weights[None], weights[0.3])
+    assert not torch.allclose(weights[None], weights[0.05], rtol=0.01)
+
+
 def test_units_of_classes_without_statistics_stay_as_they_are():
     head = make_head()
     features, labels = features_and_labels(classes=2)
@@ -240,7 +258,7 @@ def test_nobody_gets_predictions_from_before_an_update():
 
 def test_a_pass_without_gradients_solves_once(monkeypatch):
     solved, solve = [], LinearDiscriminant.solve
-    monkeypatch.setattr(LinearDiscriminant, "solve", lambda lda: solved.append(1) or solve(lda))
+    monkeypatch.setattr(LinearDiscriminant, "solve", lambda lda, *args: solved.append(1) or solve(lda, *args))
     features, labels = features_and_labels()
     lda = LinearDiscriminant(D, 4, 0.3)
     for part in torch.arange(len(labels)).tensor_split(5):

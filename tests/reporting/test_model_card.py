@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,6 +87,14 @@ def tables(card: str) -> list[list[list[str]]]:
     """Return the cells of every table in a card."""
     found = re.findall(r"(?:^\|.*\n)+", card, re.MULTILINE)
     return [[re.split(r"(?<!\\)(?:\\\\)*\|", line)[1:-1] for line in table.splitlines()] for table in found]
+
+
+def test_the_card_says_how_far_the_covariance_of_lda_was_shrunk(make_model):
+    model = make_model()
+    model.grow(["cat", "dog"])
+    model.head.lda.update(torch.randn(40, model.head.feature_dim), torch.arange(40) % 2)
+    card = render_model_card(collect_facts(model, make_history([["cat", "dog"]])))
+    assert f"mixed with LDA at weight 0.50, its covariance shrunk by {model.head.lda.find_shrinkage():.2f}." in card
 
 
 def test_the_card_says_what_was_learned_how_well_and_how(make_facts, make_args):
