@@ -149,7 +149,7 @@ def save_digits_and_vit(folder) -> list[str]:
 
 def test_lda_is_measured_with_few_images_a_class(tmp_path):
     args = [*save_digits_and_vit(tmp_path), "--image_size", "8", "--few", "1", "8", "--many", "8", "--num_new", "1"]
-    done = run("benchmarks/lda_few.py", *args, "--num_draws", "2", cwd=tmp_path)
+    done = run_example("benchmarks/lda_few.py", *args, "--num_draws", "2", cwd=tmp_path)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line[:1] == "|"]
     assert [row[0] for row in rows if row[0].isdigit()] == ["1", "8"] * 2
     assert all(row[1].count(" ± ") == row[2].count(" ± ") == 2 for row in rows[2:4])
