@@ -4,11 +4,13 @@ r"""Continual learning: `wakesleep` against published methods on one stream, wit
     python examples/benchmarks/cil.py --benchmark P --methods wakesleep replay slda joint --seeds 1993 1994 1995 \
         --budgets 2MB --data_dir DATA --backbone PATH_OR_HUB_NAME --bf16 --output_dir out/cil-P
 
-Benchmark D tests the harness on scikit-learn's digits, which needs no data; P starts from a pretrained ViT; S, F1 and
-F2 start from scratch, and so do R, whose tasks are domains: the same classes, turned, and S4 and T, which take hours
-without a GPU. All methods learn the same tasks in the same order with the same model; those that train see the same
-number of images: `--images_per_task`, by default what `wakesleep` sees. Everything that is kept of the stream counts
-as memory. Each run becomes one file in `runs`, and is not run again; table and plots are of all files there.
+Benchmark D tests the harness on scikit-learn's digits, which needs no data; P starts from a pretrained ViT, and so do
+PC, PF and PO, on images far from those that it has seen, PD, whose tasks are domains: the same classes in other looks,
+and PU, whose classes have unequal numbers of images; S, F1 and F2 start from scratch, and so do R, whose domains are
+turned images, and S4 and T, which take hours without a GPU. All methods learn the same tasks in the same order with
+the same model; those that train see the same number of images: `--images_per_task`, by default what `wakesleep` sees.
+Everything that is kept of the stream counts as memory. Each run becomes one file in `runs`, and is not run again;
+table and plots are of all files there.
 
 `--set name=value` overrides a training argument of `wakesleep`, under a `--name` of its own:
 
@@ -58,10 +60,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--seeds", nargs="+", type=int, default=[1993], help="seeds of the order of classes, of weights and batches")
     add("--budgets", nargs="+", help="bytes of memory, such as 2MB; by default the benchmark's")
     add("--data_dir", type=Path, help="folder with a folder of train.parquet and test.parquet for every data set")
-    add("--backbone", help="pretrained ViT, on the Hub or in a folder, for benchmark P")
+    add("--backbone", help="pretrained ViT, on the Hub or in a folder, for the benchmarks P*")
     add("--output_dir", type=Path, help="by default out/cil-BENCHMARK")
     add("--images_per_task", type=int, help="training images of every peer; by default what wakesleep sees")
-    add("--train_images", type=int, help="most training images of a class, for a run that takes minutes")
+    add("--train_images", type=int, help="most training images of a class; by default the benchmark's")
     add("--joint_epochs", type=float, help="epochs of joint and cumulative training; by default the benchmark's")
     add("--lr_scales", nargs="+", type=float, default=[1.0], help="factors of all learning rates of all methods")
     add("--codec", help="codec and quality, such as learned:45: peers learn from what it makes of the images")
@@ -73,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.set and not args.name:
         parser.error("--set makes another method of wakesleep: give it a --name")
-    cannot = [name for name in PEERS if BENCHMARKS[args.benchmark].is_turned and PEERS[name].needs_new_classes]
+    cannot = [name for name in PEERS if BENCHMARKS[args.benchmark].looks and PEERS[name].needs_new_classes]
     args.methods = args.methods or [name for name in METHODS if name not in cannot]
     if refused := sorted(set(args.methods) & set(cannot)):
         parser.error(f"{', '.join(refused)} cannot learn tasks without new classes: leave them out of --methods")

@@ -17,8 +17,11 @@ class Benchmark:
         joint_epochs (`float`): Epochs of joint training.
         recipe (`dict`): Fields of `Recipe`, for all peers and for joint training.
         wakesleep (`dict`): Fields of `ContinualTrainingArguments` for `wakesleep`.
-        is_turned (`bool`): Whether tasks are domains: the same classes, turned by 0, 90, 180 and 270 degrees, a
-            quarter of the images each.
+        looks (`tuple`): Keys of `LOOKS` in `cil_data.py`: tasks are domains, the same classes with another look each,
+            among which the images are divided. Empty where tasks bring classes.
+        train_images (`tuple[int, ...]`): Most training images of the classes, in turn, unless the command line says
+            otherwise; all if empty.
+        test_images (`int`, *optional*): Most test images of a class; all if missing.
     """
 
     title: str
@@ -30,7 +33,9 @@ class Benchmark:
     joint_epochs: float
     recipe: dict
     wakesleep: dict = field(default_factory=dict)
-    is_turned: bool = False
+    looks: tuple = ()
+    train_images: tuple[int, ...] = ()
+    test_images: int | None = None
 
 
 VIT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.05}
@@ -99,43 +104,85 @@ FASHION = Benchmark(
     },
 )
 
+CALTECH = Benchmark(
+    title="Caltech-101 at 128 px, pretrained ViT-tiny",
+    folder="caltech101",
+    num_tasks=10,
+    image_size=128,
+    vit=None,
+    budget="2MB",
+    joint_epochs=5,
+    recipe={
+        "learning_rate": 2e-3,
+        "backbone_learning_rate": 1e-4,
+        "weight_decay": 0.01,
+        "label_smoothing": 0.1,
+        "batch_size": 32,
+        "augmentation": "crop-flip",
+        "crop_scale": 0.6,
+        "random_features": 5000,
+        "webp_quality": 1,
+    },
+    wakesleep={
+        "codec": "learned",
+        "codec_quality": 47,
+        "augmentation": "crop-flip",
+        "label_smoothing_factor": 0.1,
+        "wake_plasticity": "head",
+        "head_init": "lda",
+        "num_train_epochs": 1,
+        "learning_rate": 1e-3,
+        "backbone_learning_rate_ratio": 0.05,
+        "weight_decay": 0.01,
+        "sleep_steps": 60,
+        "sleep_batch_size": 64,
+        "sleep_learning_rate": 1e-3,
+        "held_out_share": 0.0,
+        "lda_weight": 0.6,
+    },
+)
+
+FAR = replace(  # from what the backbone has seen
+    CALTECH,
+    title="CIFAR-10 at 64 px, pretrained ViT-tiny",
+    folder="cifar10",
+    num_tasks=5,
+    image_size=64,
+    budget="400KB",  # 33 raw images
+    joint_epochs=15,
+    wakesleep={**CALTECH.wakesleep, "sleep_steps": 80},
+    train_images=(200,),
+    test_images=200,
+)
+
 BENCHMARKS = {
-    "P": Benchmark(
-        title="Caltech-101 at 128 px, pretrained ViT-tiny",
-        folder="caltech101",
+    "P": CALTECH,
+    "PC": FAR,
+    "PF": replace(FAR, title="Fashion-MNIST at 64 px, pretrained ViT-tiny", folder="fashion_mnist"),
+    "PO": replace(
+        FAR,
+        title="Omniglot, 242 characters at 64 px, pretrained ViT-tiny",
+        folder="omniglot",
         num_tasks=10,
-        image_size=128,
-        vit=None,
-        budget="2MB",
-        joint_epochs=5,
-        recipe={
-            "learning_rate": 2e-3,
-            "backbone_learning_rate": 1e-4,
-            "weight_decay": 0.01,
-            "label_smoothing": 0.1,
-            "batch_size": 32,
-            "augmentation": "crop-flip",
-            "crop_scale": 0.6,
-            "random_features": 5000,
-            "webp_quality": 1,
-        },
-        wakesleep={
-            "codec": "learned",
-            "codec_quality": 47,
-            "augmentation": "crop-flip",
-            "label_smoothing_factor": 0.1,
-            "wake_plasticity": "head",
-            "head_init": "lda",
-            "num_train_epochs": 1,
-            "learning_rate": 1e-3,
-            "backbone_learning_rate_ratio": 0.05,
-            "weight_decay": 0.01,
-            "sleep_steps": 60,
-            "sleep_batch_size": 64,
-            "sleep_learning_rate": 1e-3,
-            "held_out_share": 0.0,
-            "lda_weight": 0.6,
-        },
+        budget="800KB",  # 65 raw images
+        recipe={**FAR.recipe, "augmentation": "crop"},
+        wakesleep={**FAR.wakesleep, "augmentation": "crop", "codec_quality": 30, "sleep_steps": 60},
+        train_images=(),
+        test_images=None,
+    ),
+    "PD": replace(
+        FAR,
+        title="CIFAR-10 at 64 px in four looks, pretrained ViT-tiny",
+        num_tasks=4,
+        wakesleep={**FAR.wakesleep, "sleep_steps": 100},
+        looks=("plain", "grey", "inverted", "turned"),
+    ),
+    "PU": replace(
+        CALTECH,
+        title="Caltech-101 at 128 px, unbalanced, pretrained ViT-tiny",
+        budget="800KB",  # 16 raw images
+        wakesleep={**CALTECH.wakesleep, "sleep_steps": 20},
+        train_images=(30, 10, 5, 2),
     ),
     "S": CIFAR,
     "S4": replace(CIFAR, title="CIFAR-10, ViT of patch 4 from scratch", vit={**SMALL_VIT, "patch_size": 4}),
@@ -180,7 +227,7 @@ BENCHMARKS = {
         FASHION,
         title="Fashion-MNIST, turned by 0, 90, 180 and 270 degrees, ViT from scratch",
         num_tasks=4,
-        is_turned=True,
+        looks=(0, 90, 180, 270),
     ),
     "D": Benchmark(
         title="scikit-learn's digits, ViT from scratch, a test of the harness",

@@ -1,8 +1,11 @@
 """What all methods of `cil.py` start from: a stream, a model without classes, and images as tensors."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
+import PIL.ImageOps
 import torch
 from cil_benchmarks import Benchmark
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, concatenate_datasets, load_dataset
@@ -20,7 +23,13 @@ from hf_wakesleep import (
 )
 from hf_wakesleep.codecs.registry import make_codec
 
-ANGLES = (0, 90, 180, 270)  # degrees
+LOOKS = {  # what an image of a domain is, by its name or the degrees that it is turned by
+    **{angle: partial(PIL.Image.Image.rotate, angle=angle) for angle in (0, 90, 180, 270)},
+    "plain": PIL.Image.Image.copy,
+    "grey": PIL.ImageOps.grayscale,
+    "inverted": PIL.ImageOps.invert,
+    "turned": partial(PIL.Image.Image.rotate, angle=180),
+}
 
 
 def load_digits() -> Dataset:
@@ -33,16 +42,23 @@ def load_digits() -> Dataset:
     return Dataset.from_dict({"image": list(images), "label": digits.target}, features=features)
 
 
-def turn_parts(dataset: Dataset) -> list[Dataset]:
-    """Return a part of a dataset for every angle, with its images turned and a column that says so."""
+def domain_parts(dataset: Dataset, looks: tuple) -> list[Dataset]:
+    """Return a part of a dataset for every look, with its images changed to it and a column that names it."""
 
-    def turn(batch, angle):
-        return {"image": [image.rotate(angle) for image in batch["image"]], "domain": [angle] * len(batch["image"])}
+    def change(batch, look):
+        return {"image": list(map(LOOKS[look], batch["image"])), "domain": [look] * len(batch["image"])}
 
     return [
-        dataset.shard(len(ANGLES), index, contiguous=False).map(turn, batched=True, fn_kwargs={"angle": angle})
-        for index, angle in enumerate(ANGLES)
+        dataset.shard(len(looks), index, contiguous=False).map(change, batched=True, fn_kwargs={"look": look})
+        for index, look in enumerate(looks)
     ]
+
+
+def first_of_classes(dataset: Dataset, most: tuple[int, ...]) -> Dataset:
+    """Return the first images of every class, at most so many: the numbers go to the classes in turn."""
+    labels = np.asarray(dataset["label"])
+    rows = [np.flatnonzero(labels == label)[: most[label % len(most)]] for label in np.unique(labels)]
+    return dataset.select(np.concatenate(rows))
 
 
 def load_stream(benchmark: Benchmark, data_dir: Path | None, seed: int, train_images: int | None) -> TaskStream:
@@ -52,7 +68,7 @@ def load_stream(benchmark: Benchmark, data_dir: Path | None, seed: int, train_im
         benchmark ([`Benchmark`]): Which.
         data_dir (`Path`, *optional*): Holds the folder of the benchmark.
         seed (`int`): Seed of the order of classes or domains.
-        train_images (`int`, *optional*): Most training images of a class; all if missing.
+        train_images (`int`, *optional*): Most training images of a class; as the benchmark says if missing.
     """
     if benchmark.folder is None:
         data = load_digits()
@@ -61,13 +77,14 @@ def load_stream(benchmark: Benchmark, data_dir: Path | None, seed: int, train_im
     else:
         files = {split: str(data_dir / benchmark.folder / f"{split}.parquet") for split in ("train", "test")}
         data = load_dataset("parquet", data_files=files)
-        if train_images is not None:
-            labels = np.asarray(data["train"]["label"])
-            rows = [np.flatnonzero(labels == label)[:train_images] for label in np.unique(labels)]
-            data = DatasetDict(train=data["train"].select(np.concatenate(rows)), test=data["test"])
-    if benchmark.is_turned:
-        turned = {split: concatenate_datasets(turn_parts(part)) for split, part in data.items()}
-        return DomainIncrementalStream(DatasetDict(turned), seed=seed)
+        most = {"train": benchmark.train_images if train_images is None else (train_images,)}
+        most["test"] = () if benchmark.test_images is None else (benchmark.test_images,)
+        data = DatasetDict(
+            {name: first_of_classes(data[name], most[name]) if most[name] else data[name] for name in most}
+        )
+    if benchmark.looks:
+        parts = {split: concatenate_datasets(domain_parts(part, benchmark.looks)) for split, part in data.items()}
+        return DomainIncrementalStream(DatasetDict(parts), seed=seed)
     return ClassIncrementalStream(data, num_tasks=benchmark.num_tasks, seed=seed)
 
 

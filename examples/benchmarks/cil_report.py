@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 SHARES = {
     "pooled accuracy": lambda record: record["pooled_accuracy"][-1],
+    "mean class accuracy": lambda record: float(np.mean(list(record.get("class_accuracy", {"": np.nan}).values()))),
     "average incremental accuracy": lambda record: record["average_incremental_accuracy"],
     "forgetting": lambda record: record["forgetting"],
     "backward transfer": lambda record: record["backward_transfer"],
@@ -32,14 +33,18 @@ def name_of(key: tuple) -> str:
 
 
 def table(groups: dict[tuple, list[dict]]) -> str:
-    """Return mean and standard deviation over seeds as Markdown, shares in %; `*` marks memory over the budget."""
+    """Return mean and standard deviation over seeds as Markdown, shares in %; `*` marks memory over the budget.
+
+    The share of older records that do not hold it is left empty.
+    """
     lines = ["| method | " + " | ".join([*SHARES, *COSTS]) + " |", "|---" * (1 + len(SHARES) + len(COSTS)) + "|"]
     largest = max((run["budget_bytes"] or 0 for runs in groups.values() for run in runs), default=0)
     for key, runs in groups.items():
         cells = [name_of(key)]
         for value_of in SHARES.values():
             values = 100 * np.asarray([value_of(run) for run in runs])
-            cells.append(f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" if len(runs) > 1 else f"{values[0]:.1f}")
+            spread = f" ± {values.std(ddof=1):.1f}" if len(runs) > 1 else ""
+            cells.append("" if np.isnan(values).any() else f"{values.mean():.1f}{spread}")
         memory = max(max(run["memory_bytes"]) for run in runs)
         is_over = 0 < (runs[0]["budget_bytes"] or largest) < memory
         cells.append(f"{memory / 1000:,.0f}" + ("*" if is_over else ""))

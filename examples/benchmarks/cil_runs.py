@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,13 +15,14 @@ import torch
 import transformers
 from cil_benchmarks import Benchmark
 from cil_data import build_model, load_stream, make_processor, read_images, through_codec
+from hf_wakesleep.reporting.confusion import count_answers
 from peers import PEERS, Recipe
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, set_seed
 
 import hf_wakesleep
 from hf_wakesleep import ContinualTrainer, ContinualTrainingArguments
-from hf_wakesleep.learning.arguments import parse_bytes
+from hf_wakesleep.memory.budget import parse_bytes
 from hf_wakesleep.reporting import metrics
 
 FIXED = {
@@ -47,7 +49,7 @@ class Run:
         lr_scale (`float`): Factor of all learning rates.
         bf16 (`bool`): Whether to train in bfloat16.
         images_per_task (`int`, *optional*): Training images of a peer; by default what `wakesleep` sees.
-        train_images (`int`, *optional*): Most training images of a class.
+        train_images (`int`, *optional*): Most training images of a class; as the benchmark says if missing.
         codec (`str`, *optional*): Name and quality of the codec whose images a peer learns from; its own if missing.
         hyper_parameters (`dict`): Those of the method.
     """
@@ -82,6 +84,7 @@ class Measured:
     memory_bytes: list[int] = field(default_factory=list)
     images_per_task: list[int] = field(default_factory=list)
     seconds_per_task: list[float] = field(default_factory=list)
+    class_accuracy: dict[str, float] = field(default_factory=dict)  # after the last task
     forward_transfer: float | None = None  # of `wakesleep`, if it measures it
 
 
@@ -168,6 +171,7 @@ def learn_with_wakesleep(run: Run, benchmark: Benchmark, place: Place) -> Measur
         memory_bytes=[record.memory_bytes["total"] for record in records],
         images_per_task=[record.wake_images + record.sleep_images for record in records],
         seconds_per_task=[record.wake_seconds + record.sleep_seconds for record in records],
+        class_accuracy=class_accuracy_of(trainer.history.confusion, trainer.history.classes),
         forward_transfer=trainer.history.to_dict()["forward_transfer"][-1],
     )
 
@@ -201,8 +205,27 @@ def learn_with_peer(run: Run, benchmark: Benchmark, place: Place) -> Measured:
         measured.images_per_task.append(learner.images_seen - before)
         measured.memory_bytes.append(learner.num_bytes)
         measured.num_eval_images.append(len(tests[-1][1]))
-        measured.accuracy_matrix.append([(learner.predict(x) == y).float().mean().item() for x, y in tests])
+        answers = [learner.predict(images) for images, _ in tests]
+        pairs = [(given == labels).float() for given, (_, labels) in zip(answers, tests, strict=True)]
+        measured.accuracy_matrix.append([right.mean().item() for right in pairs])
+    labels = torch.cat([labels for _, labels in tests]).numpy()
+    confusion = count_answers(labels, torch.cat(answers).numpy())
+    measured.class_accuracy = class_accuracy_of(confusion, list(stream.classes))
     return measured
+
+
+def class_accuracy_of(confusion: list[list[int]], classes: list[str]) -> dict[str, float]:
+    """Return the share of right answers by class, of those that have test images.
+
+    Args:
+        confusion (`list[list[int]]`): Rows of true class, answered class and number of images.
+        classes (`list[str]`): Names of the classes, in the order of learning.
+    """
+    right, total = Counter(), Counter()
+    for true, answer, count in confusion:
+        total[true] += count
+        right[true] += count * (true == answer)
+    return {name: right[index] / total[index] for index, name in enumerate(classes) if total[index]}
 
 
 def record_of(run: Run, benchmark: Benchmark, measured: Measured) -> dict:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import cil
@@ -9,9 +10,11 @@ import cil_benchmarks
 import cil_data
 import cil_runs
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from conftest import digits_of
+from datasets import ClassLabel, Dataset, Features, Image
 from forked import run_example
 from peers import PEERS, frozen, icarl, learner, rehearsal, slca, smc, store
 from torch.nn import functional as F
@@ -263,28 +266,76 @@ def test_a_grid_is_run_once_and_reported(tmp_path, monkeypatch, capsys):
     printed = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
     assert printed[:5] == ["replay-60KB-1", "replay-100KB-1", "replay-60KB-2", "replay-100KB-2", "slda-any-2"]
     table = (tmp_path / "out" / "cil.md").read_text()
-    assert sorted(line.count(" ± ") for line in table.splitlines()[2:6]) == [0, 5, 5, 5]
+    assert sorted(line.count(" ± ") for line in table.splitlines()[2:6]) == [0, 6, 6, 6]
     record = json.loads((tmp_path / "out" / "runs" / "replay-60KB-1.json").read_text())
     assert len(record["pooled_accuracy"]) == len(record["images_per_task"]) == 5
     assert max(record["memory_bytes"]) <= record["budget_bytes"] == 60_000
     assert record["settings"]["seed"] == 1
+    for path in (tmp_path / "out" / "runs").glob("*-100KB-1.json"):  # one of ours, one of a peer
+        record = json.loads(path.read_text())
+        by_class = np.reshape(list(record["class_accuracy"].values()), (5, 2))
+        assert (by_class.min(axis=1) <= record["accuracy_matrix"][-1]).all()
+        assert (by_class.max(axis=1) >= record["accuracy_matrix"][-1]).all()
     assert all((tmp_path / "out" / f"{name}.png").exists() for name in ("accuracy", "seconds", "budgets"))
     changed = cil_runs.Run(**{**record["run"], "images_per_task": 32})
     with pytest.raises(ValueError, match="holds another run: .'images_per_task'. differ"):
         cil.perform(changed, None, tmp_path / "out" / "runs")
 
 
-def test_the_domains_of_a_benchmark_are_its_images_turned(tmp_path):
-    folder = tmp_path / "fashion_mnist"
+def write_data(folder, data, test_data=None):
+    """Write training and test images as the benchmarks read them."""
     folder.mkdir()
+    data.to_parquet(folder / "train.parquet")
+    (test_data or data).to_parquet(folder / "test.parquet")
+
+
+def test_the_domains_of_a_benchmark_are_its_images_turned(tmp_path):
     data = digits_of(range(3), 8)  # two images of a class for each of four angles
-    for split in ("train", "test"):
-        data.to_parquet(folder / f"{split}.parquet")
+    write_data(tmp_path / "fashion_mnist", data)
     stream = cil_data.load_stream(cil_benchmarks.BENCHMARKS["R"], tmp_path, seed=None, train_images=None)
     assert [task.name for task in stream] == ["0", "90", "180", "270"]
     assert [len(task.new_classes) for task in stream] == [3, 0, 0, 0]
     before, after = (np.asarray(dataset[0]["image"]) for dataset in (data.shard(4, 1, False), stream[1].eval_dataset))
     assert np.array_equal(after, np.rot90(before))
+
+
+def test_the_domains_of_a_benchmark_are_its_images_in_other_looks(tmp_path):
+    colours = np.arange(2 * 4 * 6 * 8 * 3).reshape(8, 6, 8, 3).astype(np.uint8)
+    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b"])})
+    labels = [0, 0, 0, 0, 1, 1, 1, 1]
+    write_data(tmp_path / "cifar10", Dataset.from_dict({"image": list(colours), "label": labels}, features=features))
+    stream = cil_data.load_stream(cil_benchmarks.BENCHMARKS["PD"], tmp_path, seed=None, train_images=None)
+    assert [task.name for task in stream] == ["grey", "inverted", "plain", "turned"]
+    assert [len(task.new_classes) for task in stream] == [2, 0, 0, 0]
+    shown = {task.name: [np.asarray(image) for image in task.eval_dataset["image"]] for task in stream}
+    assert np.array_equal(shown["plain"], colours[[0, 4]])
+    assert np.array_equal(shown["inverted"], 255 - colours[[2, 6]])
+    assert np.array_equal(shown["turned"], colours[[3, 7], ::-1, ::-1])
+    assert np.array_equal(
+        shown["grey"], [np.asarray(PIL.Image.fromarray(colours[row]).convert("L")) for row in (1, 5)]
+    )
+
+
+def test_classes_of_an_unbalanced_benchmark_have_numbers_of_images_in_turn(tmp_path):
+    write_data(tmp_path / "caltech101", digits_of(range(10), 12), digits_of(range(10), 3))
+    stream = cil_data.load_stream(cil_benchmarks.BENCHMARKS["PU"], tmp_path, seed=None, train_images=None)
+    counts = Counter(name for task in stream for name in np.asarray(task.train_dataset["label"]))
+    assert [counts[label] for label in range(10)] == [12, 10, 5, 2, 12, 10, 5, 2, 12, 10]  # there are no more than 12
+    assert {len(task.eval_dataset) for task in stream} == {3}
+    stream = cil_data.load_stream(cil_benchmarks.BENCHMARKS["PU"], tmp_path, seed=None, train_images=4)
+    assert {len(task.train_dataset) for task in stream} == {4}
+
+
+def test_a_benchmark_limits_test_images_of_a_class(tmp_path):
+    write_data(tmp_path / "cifar10", digits_of(range(10), 3), digits_of(range(10), 5))
+    benchmark = replace(cil_benchmarks.BENCHMARKS["PC"], test_images=2)
+    stream = cil_data.load_stream(benchmark, tmp_path, seed=None, train_images=None)
+    assert [len(task.eval_dataset) for task in stream] == [4] * 5
+
+
+def test_accuracy_by_class_counts_right_answers_and_leaves_out_classes_without_images():
+    confusion = [[0, 0, 3], [0, 2, 1], [2, 1, 2]]
+    assert cil_runs.class_accuracy_of(confusion, ["a", "b", "c"]) == {"a": 0.75, "c": 0.0}
 
 
 def test_peers_that_need_new_classes_learn_no_domains(tmp_path):
