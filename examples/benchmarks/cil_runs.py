@@ -15,7 +15,7 @@ import torch
 import transformers
 from cil_benchmarks import Benchmark
 from cil_data import build_model, load_stream, make_processor, read_images, through_codec
-from hf_wakesleep.reporting.confusion import count_answers
+from hf_wakesleep.reporting.metrics import confusion_counts
 from peers import PEERS, Recipe
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, set_seed
@@ -209,7 +209,7 @@ def learn_with_peer(run: Run, benchmark: Benchmark, place: Place) -> Measured:
         pairs = [(given == labels).float() for given, (_, labels) in zip(answers, tests, strict=True)]
         measured.accuracy_matrix.append([right.mean().item() for right in pairs])
     labels = torch.cat([labels for _, labels in tests]).numpy()
-    confusion = count_answers(labels, torch.cat(answers).numpy())
+    confusion = confusion_counts(labels, torch.cat(answers).numpy())
     measured.class_accuracy = class_accuracy_of(confusion, list(stream.classes))
     return measured
 

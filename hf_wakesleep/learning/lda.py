@@ -10,11 +10,13 @@ from torch.nn import functional as F
 from ..data.images import ImageReader
 from ..memory.memory import SemiParametricMemory
 from ..memory.sampling import held_out_mask
+from ..model.head_wakesleep import LinearDiscriminant
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from .distributed import share_buffers, share_value
 from .drift import carry, drift_positions, measured_positions, memory_features
 from .sleep_config import SleepConfig
 
+NUM_FOLDS, CV_SHRINKAGE = 5, 0.3  # of cross-validation
 WEIGHTS = [step / 10 for step in range(11)]  # of LDA in predictions, of which the best is chosen
 
 
@@ -104,6 +106,30 @@ def held_out_accuracy(
         for _, features, labels in memory_features(model, memory, reader, config, positions, "sleep: before")
     ]
     return torch.cat(correct).float().mean().item()
+
+
+def cross_validated_error(features: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the share of features that LDA, fitted to the other folds, gets wrong; NaN if no class has two of them.
+
+    Memories of a class are dealt out to the folds in turn. Classes of a single memory are left out.
+
+    Args:
+        features (`torch.Tensor` of shape `(M, D)`): Features of memories.
+        labels (`torch.Tensor` of shape `(M,)`): Their classes, int64, sorted.
+    """
+    features, (kinds, labels, counts) = (
+        features.float().cpu(),
+        labels.cpu().unique(return_inverse=True, return_counts=True),
+    )
+    starts = counts.cumsum(dim=0) - counts  # (K,)
+    fold = (torch.arange(len(labels)) - starts[labels]) % NUM_FOLDS
+    is_used, wrong = counts[labels] > 1, 0
+    for number in range(NUM_FOLDS):
+        fitted, tested = is_used & (fold != number), is_used & (fold == number)
+        lda = LinearDiscriminant(features.shape[1], len(kinds), CV_SHRINKAGE)
+        lda.update(features[fitted], labels[fitted])
+        wrong += (lda(features[tested]).argmax(dim=-1) != labels[tested]).sum().item()
+    return wrong / is_used.sum().item() if is_used.any() else math.nan
 
 
 @torch.no_grad()

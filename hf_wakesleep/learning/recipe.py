@@ -84,7 +84,7 @@ def choose(args: ContinualTrainingArguments, facts: Facts) -> dict[str, Choice]:
             "wake_plasticity": Choice("head", "a pretrained backbone learns asleep, among all classes"),
             "learning_rate": Choice(1e-3, "of the head"),
             "sleep_learning_rate": Choice(1e-3, "of the head"),
-            "backbone_learning_rate_ratio": Choice(0.2, "a pretrained backbone knows much already"),
+            "backbone_learning_rate_ratio": Choice(0.05, "awake; asleep up to 8 times as much, as LDA errs"),
         }
     else:
         rate = round(min(2e-3, 1e-3 * 128 / facts.feature_dim), 6)
@@ -111,6 +111,18 @@ def _augmentation(facts: Facts) -> Choice:
     if facts.is_coloured:
         return Choice("crop-flip", "coloured images are photographs as a rule, whose mirror image is as good")
     return Choice("crop", "grey images can be characters, whose mirror image is another")
+
+
+def sleep_ratio(lda_error: float) -> float:
+    """Return the learning rate of a pretrained backbone over that of the head in a sleep.
+
+    The rate that is right for a backbone that knows enough starves one that has much to learn, and the other way round
+    tears what is known. What tells the two apart is how often LDA on the features errs before the sleep.
+
+    Args:
+        lda_error (`float`): Cross-validated error of LDA on memories, in [0, 1].
+    """
+    return round(0.05 * min(max(25 * lda_error, 1.0), 8.0), 4)
 
 
 def sleep_steps(args: ContinualTrainingArguments, is_pretrained: bool, num_new: int, num_before: list[int]) -> int:

@@ -36,6 +36,7 @@ class SleepReport:
         held_out_accuracy_before (`float`): Accuracy, before the sleep, on the memories that it does not replay (their
             images were seen in the wake of their task); NaN if it replays all.
         held_out_accuracy (`float`): The same after the sleep.
+        backbone_learning_rate_ratio (`float`): Learning rate of the backbone over that of the head.
         frozen_fraction (`float`): Share of all weights that is frozen from now on.
         frozen (`dict[str, float]`): The same by the parts of the network; empty if nothing is ever frozen.
     """
@@ -48,6 +49,7 @@ class SleepReport:
     lda_weight: float
     held_out_accuracy_before: float
     held_out_accuracy: float
+    backbone_learning_rate_ratio: float = math.nan
     frozen_fraction: float = 0.0
     frozen: dict[str, float] = field(default_factory=dict)
 
@@ -142,6 +144,7 @@ def consolidate(  # noqa: PLR0913
         lda_weight=bare.config.lda_weight,
         held_out_accuracy_before=replay.accuracy_before,
         held_out_accuracy=accuracy,
+        backbone_learning_rate_ratio=config.backbone_learning_rate_ratio,
         frozen_fraction=frozen_fraction,
         frozen=frozen,
     )

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,11 +24,11 @@ from ..stages.stage import stage_name
 from ..stages.stopwatch import Stopwatch
 from .arguments import ContinualTrainingArguments
 from .distributed import share_tensor
-from .drift import drift_features
-from .lda import set_lda_weight, update_lda
+from .drift import drift_features, drift_positions
+from .lda import cross_validated_error, set_lda_weight, update_lda
 from .lora import WAKE, inject
 from .plasticity import set_plasticity
-from .recipe import ENOUGH_LOSS, sleep_steps
+from .recipe import ENOUGH_LOSS, sleep_ratio, sleep_steps
 from .replay import Replay
 from .sleep import SleepReport, consolidate, nap
 from .sleep_config import SleepConfig
@@ -48,6 +48,7 @@ class RunContext:
         check ([`StepCheck`]): Says which steps are left out, and when to stop.
         lora_config (`peft.LoraConfig`): What plasticity `"lora"` trains.
         is_pretrained (`bool`): Whether the backbone is pretrained.
+        chosen (`Collection[str]`): Names of the arguments that the recipe has chosen.
         reader (`ImageReader`): Resizes and normalises images.
     """
 
@@ -57,6 +58,7 @@ class RunContext:
     check: StepCheck
     lora_config: LoraConfig
     is_pretrained: bool
+    chosen: Collection[str]
     reader: object
 
 
@@ -103,6 +105,7 @@ class TaskRun:
         self.report: SleepReport | None = None
         self._stopwatch = Stopwatch()
         self._features_before: torch.Tensor | None = None  # (M, D), before training, when LDA fitted the backbone
+        self._lda_error: float | None = None  # where it chooses how fast the backbone learns asleep
         self._wake_replay: WakeReplay | None = None
         self._sleep_state: dict | None = None
         self._last = (-1, 0)  # step of wake, and repetition in it, of the last batch
@@ -118,6 +121,8 @@ class TaskRun:
         config = self.context.args.sleep_config(self.number, self.context.lora_config)
         if self.context.args.sleep_steps is None:
             config = replace(config, steps=self._sleep_steps, enough_loss=ENOUGH_LOSS)
+        if self._lda_error is not None:
+            config = replace(config, backbone_learning_rate_ratio=sleep_ratio(self._lda_error))
         return config
 
     def write(self, model: WakeSleepForImageClassification, images: StreamImages, folder: Path) -> None:
@@ -229,6 +234,14 @@ class TaskRun:
             on_step_end (`Callable`): Called with the [`Replay`] after every step.
         """
         context = self.context
+        if (
+            self._features_before is not None
+            and context.is_pretrained
+            and "backbone_learning_rate_ratio" in context.chosen
+        ):
+            positions = drift_positions(context.memory, context.args.held_out_share)
+            labels = torch.from_numpy(context.memory.labels[positions])
+            self._lda_error = cross_validated_error(self._features_before, labels)
         self._seed()  # what is random asleep does not depend on how wake was resumed
         if context.args.sleeps:
             self._stopwatch.enter("asleep")

@@ -264,6 +264,7 @@ class ContinualTrainer(ClassifierTrainer):
             self.check,
             self.lora_config,
             is_pretrained(self.model),
+            self.choices,
             self.reader,
         )
         self.run = TaskRun(number, task, self.history, context, self.log)
