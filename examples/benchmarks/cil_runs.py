@@ -15,7 +15,6 @@ import torch
 import transformers
 from cil_benchmarks import Benchmark
 from cil_data import build_model, load_stream, make_processor, read_images, through_codec
-from hf_wakesleep.reporting.metrics import confusion_counts
 from peers import PEERS, Recipe
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, set_seed
@@ -24,6 +23,7 @@ import hf_wakesleep
 from hf_wakesleep import ContinualTrainer, ContinualTrainingArguments
 from hf_wakesleep.memory.budget import parse_bytes
 from hf_wakesleep.reporting import metrics
+from hf_wakesleep.reporting.metrics import confusion_counts
 
 FIXED = {
     "report_to": "none",

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from datasets import Dataset
 
@@ -16,6 +17,7 @@ from .arguments import ContinualTrainingArguments
 
 ENOUGH_LOSS = 0.01  # of a sleep with nothing left to learn, above what label smoothing leaves
 QUALITIES = (70, 60, 50, 40, 30)  # of the learned codec, the best first
+GREY = 4.0  # mean difference of the bands of a pixel, of 255, up to which an image is grey: files lose some bits
 LOOKED_AT = 16  # images that tell what the others look like
 REPLAYED_PRETRAINED = 12  # memories that a sleep replays for each new image
 REPLAYED_SCRATCH = (8000, 3.6)  # the same from scratch: so many, and so many for each new image
@@ -29,7 +31,7 @@ class Facts:
         is_pretrained (`bool`): Whether the backbone has a name, so that it was loaded and not built.
         feature_dim (`int`): Its feature width D.
         side (`int`): Shorter side of the first images in pixels, or that of the model's input if it is smaller.
-        is_coloured (`bool`): Whether some of these images are not grey.
+        is_coloured (`bool`): Whether one of these images is not grey.
     """
 
     is_pretrained: bool
@@ -65,12 +67,14 @@ def facts_of(model: WakeSleepForImageClassification, images: Dataset) -> Facts:
     """
     rows = range(0, len(images), max(1, len(images) // LOOKED_AT))
     pictures = [images[row]["image"].convert("RGB") for row in rows]
-    bands = [[band.tobytes() for band in picture.split()] for picture in pictures]
+    spans = [
+        np.ptp(np.asarray(picture, dtype=np.float32), axis=-1).mean() for picture in pictures
+    ]  # of a pixel's bands
     return Facts(
         is_pretrained=is_pretrained(model),
         feature_dim=model.head.feature_dim,
         side=min(model.config.image_size, *(min(picture.size) for picture in pictures)),
-        is_coloured=any(len(set(own)) > 1 for own in bands),
+        is_coloured=max(spans) > GREY,
     )
 
 

@@ -72,8 +72,9 @@ def test_values_out_of_range_are_refused_by_name(tmp_path, name, value):
 
 def test_sleep_without_memory_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`memory_budget` is 0"):
-        ContinualTrainingArguments(str(tmp_path), memory_budget="0")
+        ContinualTrainingArguments(str(tmp_path), memory_budget="0", sleep_steps=10)
     assert ContinualTrainingArguments(str(tmp_path), memory_budget="0", sleep_steps=0).memory_bytes == 0
+    assert not ContinualTrainingArguments(str(tmp_path), memory_budget="0").sleeps
 
 
 @pytest.mark.parametrize(
