@@ -95,7 +95,9 @@ CHOSEN_IF_NONE = (
     "backbone_learning_rate_ratio",
     "label_smoothing_factor",
     "learning_rate",
+    "sleep_average",
     "sleep_learning_rate",
+    "sleep_lr_scheduler_type",
     "sleep_steps",
     "wake_plasticity",
 )

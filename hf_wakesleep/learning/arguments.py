@@ -46,8 +46,8 @@ class ContinualTrainingArguments(TrainingArguments):
     codec: str | None = field(
         default=None,
         metadata={
-            "help": "How memories are coded: 'webp', 'learned', or 'raw' for pixels. By default 'webp', or as the "
-            "stage that the model was loaded from does.",
+            "help": "How memories are coded: 'webp', 'learned', or 'raw' for pixels. By default 'learned' if there "
+            "is a budget, else 'webp', or as the stage that the model was loaded from does.",
             "choices": sorted(CODECS),
         },
     )
@@ -136,19 +136,21 @@ class ContinualTrainingArguments(TrainingArguments):
     sleep_learning_rate: float | None = field(
         default=None, metadata={"help": f"Peak learning rate of the head in sleep. {CHOSEN}"}
     )
-    sleep_lr_scheduler_type: str = field(
-        default="cosine",
+    sleep_lr_scheduler_type: str | None = field(
+        default=None,
         metadata={
             "help": "Schedule of the learning rate in sleep, after warm-up in the first tenth of the steps: 'cosine', "
-            "or 'constant_with_warmup', which suits `sleep_average`.",
+            "or 'constant_with_warmup', which suits `sleep_average`. "
+            f"{CHOSEN}",
             "choices": ["cosine", "constant_with_warmup"],
         },
     )
-    sleep_average: float = field(
-        default=0.0,
+    sleep_average: float | None = field(
+        default=None,
         metadata={
             "help": "Decay of a moving average of the weights over the steps of a sleep; the sleep ends with the "
-            "average. 0 for no average."
+            "average. 0 for no average. "
+            f"{CHOSEN}"
         },
     )
     sleep_plasticity: str = field(
@@ -292,16 +294,16 @@ class ContinualTrainingArguments(TrainingArguments):
             "backbone_learning_rate_ratio": self.backbone_learning_rate_ratio,
             "label_smoothing": self.label_smoothing_factor,
             "augmentation": self.augmentation,
+            "average": self.sleep_average,
+            "lr_scheduler_type": self.sleep_lr_scheduler_type,
         }
         return SleepConfig(
             **{name: value for name, value in open_values.items() if value is not None},
             batch_size=self.sleep_batch_size,
-            lr_scheduler_type=self.sleep_lr_scheduler_type,
             weight_decay=self.weight_decay,
             adam_betas=(self.adam_beta1, self.adam_beta2),
             adam_epsilon=self.adam_epsilon,
             max_grad_norm=self.max_grad_norm,
-            average=self.sleep_average,
             plasticity=self.sleep_plasticity,
             lora_config=lora_config or default_lora_config(self.lora_rank),
             cycles=self.sleep_cycles,

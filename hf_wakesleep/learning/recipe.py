@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 
 from ..codecs.learned.codec import LearnedCodec
@@ -19,7 +20,7 @@ ENOUGH_LOSS = 0.01  # of a sleep with nothing left to learn, above what label sm
 QUALITIES = (70, 60, 50, 40, 30)  # of the learned codec, the best first
 GREY = 4.0  # mean difference of the bands of a pixel, of 255, up to which an image is grey: files lose some bits
 LOOKED_AT = 16  # images that tell what the others look like
-REPLAYED_PRETRAINED = 12  # memories that a sleep replays for each new image
+REPLAYED_PRETRAINED = 8  # memories that a sleep replays for each new image
 REPLAYED_SCRATCH = (8000, 3.6)  # the same from scratch: so many, and so many for each new image
 
 
@@ -32,12 +33,14 @@ class Facts:
         feature_dim (`int`): Its feature width D.
         side (`int`): Shorter side of the first images in pixels, or that of the model's input if it is smaller.
         is_coloured (`bool`): Whether one of these images is not grey.
+        is_sharded (`bool`): Whether FSDP shards the model while it is trained.
     """
 
     is_pretrained: bool
     feature_dim: int
     side: int
     is_coloured: bool
+    is_sharded: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def facts_of(model: WakeSleepForImageClassification, images: Dataset) -> Facts:
         feature_dim=model.head.feature_dim,
         side=min(model.config.image_size, *(min(picture.size) for picture in pictures)),
         is_coloured=max(spans) > GREY,
+        is_sharded=parse_flag_from_env("ACCELERATE_USE_FSDP"),
     )
 
 
@@ -88,7 +92,10 @@ def choose(args: ContinualTrainingArguments, facts: Facts) -> dict[str, Choice]:
             "wake_plasticity": Choice("head", "a pretrained backbone learns asleep, among all classes"),
             "learning_rate": Choice(1e-3, "of the head"),
             "sleep_learning_rate": Choice(1e-3, "of the head"),
-            "backbone_learning_rate_ratio": Choice(0.05, "awake; asleep up to 8 times as much, as LDA errs"),
+            "backbone_learning_rate_ratio": Choice(0.05, "awake; asleep up to 6 times as much, as LDA errs"),
+            "sleep_average": Choice(
+                0.0 if facts.is_sharded else 0.9, "smooths the steps of a high rate; not in shards"
+            ),
         }
     else:
         rate = round(min(2e-3, 1e-3 * 128 / facts.feature_dim), 6)
@@ -97,7 +104,11 @@ def choose(args: ContinualTrainingArguments, facts: Facts) -> dict[str, Choice]:
             "learning_rate": Choice(rate, f"1e-3 at width 128, the less the wider; here {facts.feature_dim}"),
             "sleep_learning_rate": Choice(rate, "as awake"),
             "backbone_learning_rate_ratio": Choice(1.0, "a backbone from scratch learns as fast as the head"),
+            "sleep_average": Choice(0.0, "a rate that falls to zero needs none"),
         }
+    average = chosen["sleep_average"].value if args.sleep_average is None else args.sleep_average
+    schedule = "constant_with_warmup" if average else "cosine"
+    chosen["sleep_lr_scheduler_type"] = Choice(schedule, "an average takes the place of a falling rate")
     chosen["label_smoothing_factor"] = _label_smoothing(facts)
     chosen["augmentation"] = _augmentation(facts)
     return {name: choice for name, choice in chosen.items() if getattr(args, name) is None}
@@ -126,7 +137,7 @@ def sleep_ratio(lda_error: float) -> float:
     Args:
         lda_error (`float`): Cross-validated error of LDA on memories, in [0, 1].
     """
-    return round(0.05 * min(max(25 * lda_error, 1.0), 8.0), 4)
+    return round(0.05 * min(max(20 * lda_error, 1.0), 6.0), 4)
 
 
 def sleep_steps(args: ContinualTrainingArguments, is_pretrained: bool, num_new: int, num_before: list[int]) -> int:

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from ..codecs.base import Codec
 from ..codecs.registry import DEFAULT_CODEC, make_codec
+from ..data.streams import TaskStream
 from ..memory.memory import SemiParametricMemory
 from ..model.configuration_wakesleep import WakeSleepConfig
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
@@ -141,3 +143,29 @@ def drop_stale(output_dir: Path, history: History, protocol: dict, settings: dic
         is_same = is_same_run(there.protocol, protocol, number + 1)
         if not is_same or different_settings(there.settings, settings):
             drop_ingest(checkpoints_of(output_dir, number))
+
+
+def check_run(model: PreTrainedModel, args: ContinualTrainingArguments, stream: TaskStream) -> None:
+    """Check what a run is made of, before anything is written.
+
+    Raises:
+        TypeError: If something is of another kind.
+        ValueError: If the output folder is a stage, or the weights are not float32.
+    """
+    if not isinstance(stream, TaskStream):
+        raise TypeError(
+            f"Expected `stream` to be a TaskStream, got {type(stream).__name__}. Build one, such as "
+            "`ClassIncrementalStream(dataset, num_tasks=1)`."
+        )
+    if not isinstance(args, ContinualTrainingArguments):
+        raise TypeError(f"Expected `args` to be ContinualTrainingArguments, got {type(args).__name__}.")
+    if Path(args.output_dir, "config.json").is_file():
+        raise ValueError(
+            f"`output_dir` must be a folder of its own, but {args.output_dir} holds a stage or a model, which a run "
+            "would write into. Choose another."
+        )
+    if isinstance(model, torch.nn.Module) and (found := {p.dtype for p in model.parameters()}) != {torch.float32}:
+        raise ValueError(
+            f"Expected a model in float32, whose weights can learn, got {sorted(map(str, found))}. Load it with "
+            "`dtype=torch.float32`; `bf16=True` and `fp16=True` compute in low precision all the same."
+        )

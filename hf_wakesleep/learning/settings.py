@@ -5,7 +5,10 @@ from dataclasses import MISSING, fields
 from enum import Enum
 from pathlib import Path
 
+from peft import LoraConfig
+
 from .arguments import ContinualTrainingArguments
+from .lora import describe
 
 # Arguments that are no hyper-parameters, by pattern: output, logging, evaluation, machine and account.
 LEFT_OUT = re.compile(
@@ -42,6 +45,25 @@ def hyper_parameters(args: ContinualTrainingArguments) -> dict:
         value = value.value if isinstance(value, Enum) else value
         if value != default and _is_plain(value) and not LEFT_OUT.match(field.name):
             settings[field.name] = value
+    return settings
+
+
+def run_settings(
+    args: ContinualTrainingArguments, lora_config: LoraConfig, optimizer: tuple[type, dict] | None = None
+) -> dict:
+    """Return the hyper-parameters that differ from the defaults, with those that are no arguments.
+
+    Args:
+        args ([`ContinualTrainingArguments`]): The arguments.
+        lora_config (`peft.LoraConfig`): What plasticity `"lora"` trains.
+        optimizer (`tuple`, *optional*): Class and keyword arguments of an optimizer of the caller.
+    """
+    settings = hyper_parameters(args)
+    if "lora" in args.plasticities:
+        settings["lora_config"] = describe(lora_config)
+    if optimizer is not None:
+        kind, kwargs = optimizer
+        settings["optimizer"] = ", ".join([kind.__name__, *(f"{name}={kwargs[name]}" for name in sorted(kwargs))])
     return settings
 
 

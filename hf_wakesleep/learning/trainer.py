@@ -29,11 +29,11 @@ from .arguments import ContinualTrainingArguments
 from .callbacks import SleepCallback, TaskCallback
 from .classifier_trainer import ClassifierTrainer
 from .distributed import check_equal, check_unsharded, checksums, share_buffers, unwrap
-from .lora import check_lora, default_lora_config, describe, merge
-from .recipe import choices_table, choose, code_quality, facts_of, first_task, is_pretrained, with_choices
+from .lora import check_lora, default_lora_config, merge
+from .recipe import choices_table, choose, facts_of, first_task, is_pretrained, with_choices
 from .replay import Replay
-from .resume import drop_stale, initial_state, refuse_other_run, resume_point
-from .settings import hyper_parameters
+from .resume import check_run, drop_stale, initial_state, refuse_other_run, resume_point
+from .settings import run_settings
 from .stopping import StepCheck, StopSignals
 from .stream_images import StreamImages
 from .task_run import RunContext, TaskRun
@@ -74,7 +74,7 @@ class ContinualTrainer(ClassifierTrainer):
         eval_dataset: Dataset | Task | None = None,
         **kwargs,
     ):
-        _check_arguments(model, args, stream)
+        check_run(model, args, stream)
         self.stream = stream
         self.history, self.memory = initial_state(model, args, codec)
         self._fits_codec = codec is None and not len(self.history)
@@ -194,27 +194,13 @@ class ContinualTrainer(ClassifierTrainer):
     def _fit_codec(self) -> None:
         """Fit the learned codec of a new memory to images of the first task, once."""
         if self._fits_codec and self.memory is not None and isinstance(self.memory.codec, LearnedCodec):
-            codec, args, tasks = self.memory.codec, self.args, self.images.tasks
-            if self.memory.budget is not None and args.codec_quality is None and args.codec_target_bytes is None:
-                classes = {name for task in tasks for name in task.classes}
-                kept = self.model.head.lda.bytes_per_class * len(classes) + self.model.head.lda.num_bytes
-                num_images = sum(len(task.train_dataset) for task in tasks)
-                pixels = self._wake_pass().pixels_of(tasks[0], 32)
-                codec = LearnedCodec(code_quality(pixels, num_images, self.memory.budget - kept - codec.num_bytes))
-            codec = self._wake_pass().fitted(codec, tasks[0])
+            codec = self._wake_pass().fitted(self.memory, self.images.tasks)
             self.memory.become(SemiParametricMemory(codec, self.memory.budget))
         self._fits_codec = False
 
     @property
     def _settings(self) -> dict:
-        """Hyper-parameters that differ from the defaults, as the history keeps them."""
-        settings = hyper_parameters(self.args)
-        if "lora" in self.args.plasticities:
-            settings["lora_config"] = describe(self.lora_config)
-        if self.optimizer_cls_and_kwargs is not None:
-            kind, kwargs = self.optimizer_cls_and_kwargs
-            settings["optimizer"] = ", ".join([kind.__name__, *(f"{name}={kwargs[name]}" for name in sorted(kwargs))])
-        return settings
+        return run_settings(self.args, self.lora_config, self.optimizer_cls_and_kwargs)
 
     def _probe_untrained(self, output_dir: Path | None) -> dict[str, float]:
         """Return b[i] of forward transfer by stage; read from the output folder if the same run has measured it."""
@@ -393,24 +379,3 @@ class ContinualTrainer(ClassifierTrainer):
         """Skip the epoch if wake has ended already, as in a checkpoint taken asleep or by early stopping."""
         if not self.run.is_wake_over and self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
-
-
-def _check_arguments(model, args, stream) -> None:
-    """Refuse arguments of a wrong type, and an output folder that is a stage, before anything is written."""
-    if not isinstance(stream, TaskStream):
-        raise TypeError(
-            f"Expected `stream` to be a TaskStream, got {type(stream).__name__}. Build one, such as "
-            "`ClassIncrementalStream(dataset, num_tasks=1)`."
-        )
-    if not isinstance(args, ContinualTrainingArguments):
-        raise TypeError(f"Expected `args` to be ContinualTrainingArguments, got {type(args).__name__}.")
-    if Path(args.output_dir, "config.json").is_file():
-        raise ValueError(
-            f"`output_dir` must be a folder of its own, but {args.output_dir} holds a stage or a model, which a run "
-            "would write into. Choose another."
-        )
-    if isinstance(model, torch.nn.Module) and (found := {p.dtype for p in model.parameters()}) != {torch.float32}:
-        raise ValueError(
-            f"Expected a model in float32, whose weights can learn, got {sorted(map(str, found))}. Load it with "
-            "`dtype=torch.float32`; `bf16=True` and `fp16=True` compute in low precision all the same."
-        )

@@ -24,7 +24,9 @@ from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from .arguments import ContinualTrainingArguments
 from .distributed import share_buffers
 from .lora import WAKE
+from .recipe import code_quality
 
+TRIED_IMAGES = 32  # on which qualities of the codec are tried
 FIT_IMAGES = 1000  # about as many images of the first task are enough to fit a codec to a stream
 
 
@@ -72,23 +74,36 @@ class WakePass:
             memory.write(codes, code_labels, task, ranks)
         share_buffers(self.accelerator, self.model)
 
-    def pixels_of(self, task: Task, number: int) -> list[torch.Tensor]:
-        """Return about so many training images of a task, uint8 of shape (3, H, W), as the model takes them."""
-        images = _unlabelled(task)
-        rows = range(0, len(images), max(1, len(images) // number))
-        return list(self.reader.read([images[row] for row in rows])[0])
+    def fitted(self, memory: SemiParametricMemory, tasks: Sequence[Task]) -> LearnedCodec:
+        """Return the learned codec of a new memory, fitted to images of the first task.
 
-    def fitted(self, codec: LearnedCodec, task: Task) -> LearnedCodec:
-        """Return a codec fitted to images of a task, as `codec_target_bytes` and `codec_fit_*` say."""
-        args = self.args
+        `codec_target_bytes` and `codec_fit_*` say how. If no quality is given, the budget chooses it.
+
+        Args:
+            memory ([`SemiParametricMemory`]): An empty memory.
+            tasks (`Sequence[Task]`): The tasks to come.
+        """
+        args, codec = self.args, memory.codec
+        if memory.budget is not None and args.codec_quality is None and args.codec_target_bytes is None:
+            num_classes = len({name for task in tasks for name in task.classes})
+            statistics = self.model.head.lda.num_bytes + self.model.head.lda.bytes_per_class * num_classes
+            free_bytes = memory.budget - statistics - codec.num_bytes
+            num_images = sum(len(task.train_dataset) for task in tasks)
+            codec = LearnedCodec(code_quality(self._pixels_of(tasks[0], TRIED_IMAGES), num_images, free_bytes))
         return codec.fit(
-            self.pixels_of(task, FIT_IMAGES),
+            self._pixels_of(tasks[0], FIT_IMAGES),
             args.codec_target_bytes,
             steps=args.codec_fit_steps,
             layers=args.codec_fit_layers,
             seed=args.seed,
             shows_progress=args.shows_progress,
         )
+
+    def _pixels_of(self, task: Task, number: int) -> list[torch.Tensor]:
+        """Return about so many training images of a task, uint8 of shape (3, H, W), as the model takes them."""
+        images = _unlabelled(task)
+        rows = range(0, len(images), max(1, len(images) // number))
+        return list(self.reader.read([images[row] for row in rows])[0])
 
     def check_budget(self, tasks: Sequence[Task], memory: SemiParametricMemory) -> None:
         """Check that the budget can hold one code of every class, known or to come, with all else that it counts.
