@@ -15,13 +15,17 @@ table and plots are of all files there.
 `--set name=value` overrides a training argument of `wakesleep`, under a `--name` of its own:
 
     python examples/benchmarks/cil.py --methods wakesleep --set sleep_average=0.9 --name average
+
+`--recipe` runs it as the library does where nothing is set (docs/recipe.md):
+
+    python examples/benchmarks/cil.py --methods wakesleep --recipe --name recipe
 """
 
 import argparse
 import json
 import shutil
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -70,11 +74,14 @@ def parse_arguments() -> argparse.Namespace:
     add("--bf16", action="store_true", help="bfloat16 autocast, for all methods")
     add("--threads", type=int, help="threads of torch")
     add("--set", nargs="+", type=parse_value, default=[], metavar="NAME=VALUE", help="training arguments of wakesleep")
-    add("--name", help="what to call wakesleep with --set")
+    add(
+        "--recipe", action="store_true", help="wakesleep by the library's recipe, in place of the benchmark's settings"
+    )
+    add("--name", help="what to call wakesleep with --set or --recipe")
     add("--quiet", action="store_true", help="no progress bars")
     args = parser.parse_args()
-    if args.set and not args.name:
-        parser.error("--set makes another method of wakesleep: give it a --name")
+    if (args.set or args.recipe) and not args.name:
+        parser.error("--set and --recipe make another method of wakesleep: give it a --name")
     cannot = [name for name in PEERS if BENCHMARKS[args.benchmark].looks and PEERS[name].needs_new_classes]
     args.methods = args.methods or [name for name in METHODS if name not in cannot]
     if refused := sorted(set(args.methods) & set(cannot)):
@@ -88,6 +95,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
     epochs = args.joint_epochs or benchmark.joint_epochs
     epochs_suffix = "" if args.joint_epochs is None else f"-{epochs:g}-epochs"
     codec_suffix = "" if args.codec is None else "-" + args.codec.replace(":", "-")
+    ours = replace(benchmark, wakesleep={}) if args.recipe else benchmark
     runs = []
     for seed in args.seeds:
         for scale in args.lr_scales:
@@ -95,7 +103,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
                 is_ours = method == "wakesleep"
                 suffix = codec_suffix + (epochs_suffix if method in UNLIMITED else "")
                 uses_budget = is_ours or PEERS[method].uses_budget
-                settings = wakesleep_settings(benchmark, dict(args.set), scale)
+                settings = wakesleep_settings(ours, dict(args.set), scale)
                 runs += [
                     Run(
                         benchmark=args.benchmark,

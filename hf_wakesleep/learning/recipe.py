@@ -94,7 +94,7 @@ def choose(args: ContinualTrainingArguments, facts: Facts) -> dict[str, Choice]:
             "sleep_learning_rate": Choice(1e-3, "of the head"),
             "backbone_learning_rate_ratio": Choice(0.05, "awake; asleep up to 6 times as much, as LDA errs"),
             "sleep_average": Choice(
-                0.0 if facts.is_sharded else 0.9, "smooths the steps of a high rate; not in shards"
+                0.0 if facts.is_sharded else 0.9, "smooths steps at a high rate, where FSDP lets it"
             ),
         }
     else:
