@@ -108,28 +108,34 @@ def held_out_accuracy(
     return torch.cat(correct).float().mean().item()
 
 
-def cross_validated_error(features: torch.Tensor, labels: torch.Tensor) -> float:
-    """Return the share of features that LDA, fitted to the other folds, gets wrong; NaN if no class has two of them.
+def rank_error(features: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the mean share of other classes that LDA, fitted to other features, ranks before the right one.
 
-    Memories of a class are dealt out to the folds in turn. Classes of a single memory are left out.
+    0 is perfect, 0.5 is chance, whatever the number of classes. Five-fold cross-validation: memories of a class are
+    dealt out to the folds in turn. Classes of a single memory are left out.
 
     Args:
         features (`torch.Tensor` of shape `(M, D)`): Features of memories.
         labels (`torch.Tensor` of shape `(M,)`): Their classes, int64, sorted.
+
+    Returns:
+        `float`: In [0, 1]; 0 if fewer than two classes have two memories.
     """
-    features, (kinds, labels, counts) = (
-        features.float().cpu(),
-        labels.cpu().unique(return_inverse=True, return_counts=True),
-    )
-    starts = counts.cumsum(dim=0) - counts  # (K,)
-    fold = (torch.arange(len(labels)) - starts[labels]) % NUM_FOLDS
-    is_used, wrong = counts[labels] > 1, 0
+    counts = labels.bincount()
+    is_used = counts[labels] > 1
+    features, (kinds, labels) = features[is_used].float().cpu(), labels[is_used].cpu().unique(return_inverse=True)
+    if len(kinds) < 2:
+        return 0.0
+    counts = labels.bincount()
+    fold = (torch.arange(len(labels)) - (counts.cumsum(dim=0) - counts)[labels]) % NUM_FOLDS
+    before = 0
     for number in range(NUM_FOLDS):
-        fitted, tested = is_used & (fold != number), is_used & (fold == number)
+        tested = fold == number
         lda = LinearDiscriminant(features.shape[1], len(kinds), CV_SHRINKAGE)
-        lda.update(features[fitted], labels[fitted])
-        wrong += (lda(features[tested]).argmax(dim=-1) != labels[tested]).sum().item()
-    return wrong / is_used.sum().item() if is_used.any() else math.nan
+        lda.update(features[~tested], labels[~tested])
+        logits, own = lda(features[tested]), labels[tested]  # (B, C), (B,)
+        before += (logits > logits.gather(1, own[:, None])).sum().item()
+    return before / (len(labels) * (len(kinds) - 1))
 
 
 @torch.no_grad()

@@ -92,7 +92,7 @@ def choose(args: ContinualTrainingArguments, facts: Facts) -> dict[str, Choice]:
             "wake_plasticity": Choice("head", "a pretrained backbone learns asleep, among all classes"),
             "learning_rate": Choice(1e-3, "of the head"),
             "sleep_learning_rate": Choice(1e-3, "of the head"),
-            "backbone_learning_rate_ratio": Choice(0.05, "awake; asleep up to 6 times as much, as LDA errs"),
+            "backbone_learning_rate_ratio": Choice(0.05, "awake; asleep up to 6 times as much, the worse LDA ranks"),
             "sleep_average": Choice(
                 0.0 if facts.is_sharded else 0.9, "smooths steps at a high rate, where FSDP lets it"
             ),
@@ -128,16 +128,16 @@ def _augmentation(facts: Facts) -> Choice:
     return Choice("crop", "grey images can be characters, whose mirror image is another")
 
 
-def sleep_ratio(lda_error: float) -> float:
+def sleep_ratio(rank_error: float) -> float:
     """Return the learning rate of a pretrained backbone over that of the head in a sleep.
 
     The rate that is right for a backbone that knows enough starves one that has much to learn, and the other way round
-    tears what is known. What tells the two apart is how often LDA on the features errs before the sleep.
+    tears what is known. What tells the two apart is how well LDA on the features ranks the classes before the sleep.
 
     Args:
-        lda_error (`float`): Cross-validated error of LDA on memories, in [0, 1].
+        rank_error (`float`): See [`rank_error`] of `lda.py`.
     """
-    return round(0.05 * min(max(20 * lda_error, 1.0), 6.0), 4)
+    return round(0.05 * min(max(200 * rank_error, 1.0), 6.0), 4)
 
 
 def sleep_steps(args: ContinualTrainingArguments, is_pretrained: bool, num_new: int, num_before: list[int]) -> int:

@@ -25,7 +25,7 @@ from ..stages.stopwatch import Stopwatch
 from .arguments import ContinualTrainingArguments
 from .distributed import share_tensor
 from .drift import drift_features, drift_positions
-from .lda import cross_validated_error, set_lda_weight, update_lda
+from .lda import rank_error, set_lda_weight, update_lda
 from .lora import WAKE, inject
 from .plasticity import set_plasticity
 from .recipe import ENOUGH_LOSS, sleep_ratio, sleep_steps
@@ -105,7 +105,7 @@ class TaskRun:
         self.report: SleepReport | None = None
         self._stopwatch = Stopwatch()
         self._features_before: torch.Tensor | None = None  # (M, D), before training, when LDA fitted the backbone
-        self._lda_error: float | None = None  # where it chooses how fast the backbone learns asleep
+        self._rank_error: float | None = None  # where it chooses how fast the backbone learns asleep
         self._wake_replay: WakeReplay | None = None
         self._sleep_state: dict | None = None
         self._last = (-1, 0)  # step of wake, and repetition in it, of the last batch
@@ -121,8 +121,8 @@ class TaskRun:
         config = self.context.args.sleep_config(self.number, self.context.lora_config)
         if self.context.args.sleep_steps is None:
             config = replace(config, steps=self._sleep_steps, enough_loss=ENOUGH_LOSS)
-        if self._lda_error is not None:
-            config = replace(config, backbone_learning_rate_ratio=sleep_ratio(self._lda_error))
+        if self._rank_error is not None:
+            config = replace(config, backbone_learning_rate_ratio=sleep_ratio(self._rank_error))
         return config
 
     def write(self, model: WakeSleepForImageClassification, images: StreamImages, folder: Path) -> None:
@@ -241,7 +241,7 @@ class TaskRun:
         ):
             positions = drift_positions(context.memory, context.args.held_out_share)
             labels = torch.from_numpy(context.memory.labels[positions])
-            self._lda_error = cross_validated_error(self._features_before, labels)
+            self._rank_error = rank_error(self._features_before, labels)
         self._seed()  # what is random asleep does not depend on how wake was resumed
         if context.args.sleeps:
             self._stopwatch.enter("asleep")

@@ -10,7 +10,7 @@ import torch
 from conftest import images_of, make_images
 
 from hf_wakesleep import History, LearnedCodec
-from hf_wakesleep.learning.lda import cross_validated_error
+from hf_wakesleep.learning.lda import rank_error
 from hf_wakesleep.learning.recipe import Facts, choices_table, choose, code_quality, facts_of, sleep_ratio, sleep_steps
 from hf_wakesleep.memory.table import INDEX_BYTES
 
@@ -69,8 +69,8 @@ def test_a_sleep_follows_the_images_of_its_task_but_is_no_shorter_than_that_of_a
     assert sleep_steps(args, False, 1000, [1000] * 50) == sleep_steps(args, False, 1000, [])
 
 
-@pytest.mark.parametrize(("error", "ratio"), [(0.0, 0.05), (0.05, 0.05), (0.1, 0.1), (0.3, 0.3), (0.9, 0.3)])
-def test_a_pretrained_backbone_learns_asleep_the_faster_the_more_lda_errs(error, ratio):
+@pytest.mark.parametrize(("error", "ratio"), [(0.0, 0.05), (0.005, 0.05), (0.01, 0.1), (0.03, 0.3), (0.5, 0.3)])
+def test_a_pretrained_backbone_learns_asleep_the_faster_the_worse_lda_ranks(error, ratio):
     assert sleep_ratio(error) == ratio
 
 
@@ -79,10 +79,13 @@ def test_lda_is_tested_on_memories_that_it_was_not_fitted_to():
     labels = torch.arange(4).repeat_interleave(torch.tensor([10, 1, 7, 20]))
     noise = torch.randn(len(labels), 3, generator=generator)
     apart = 20 * torch.nn.functional.one_hot(labels, 4)[:, [0, 2, 3]].float()
-    assert cross_validated_error(apart + noise, labels) == 0
-    chance = cross_validated_error(torch.randn(4000, 3, generator=generator), torch.arange(4000) // 1000)
-    assert chance == pytest.approx(0.75, abs=0.04)
-    assert math.isnan(cross_validated_error(noise[:2], torch.tensor([0, 1])))
+    assert rank_error(apart + noise, labels) == 0
+    chance = rank_error(torch.randn(4000, 3, generator=generator), torch.arange(4000) // 1000)
+    assert chance == pytest.approx(0.5, abs=0.03)
+    swapped = rank_error(torch.tensor([[0.0], [0.1], [5.0], [5.1], [0.05], [9.0]]), torch.tensor([0, 0, 1, 1, 1, 1]))
+    assert 0 < swapped < 1
+    for few in (torch.tensor([0, 1]), torch.tensor([0, 0])):
+        assert rank_error(noise[:2], few) == 0
 
 
 def test_the_best_quality_is_taken_at_which_all_images_fit():
