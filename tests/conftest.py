@@ -50,6 +50,7 @@ FAST = {
     "learning_rate": 3e-3,
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 128,
+    "wake_plasticity": "full",
     "sleep_steps": 5,
     "sleep_batch_size": 16,
     "sleep_learning_rate": 3e-3,

@@ -100,7 +100,7 @@ def choose(args: ContinualTrainingArguments, facts: Facts) -> dict[str, Choice]:
     else:
         rate = round(min(2e-3, 1e-3 * 128 / facts.feature_dim), 6)
         chosen = {
-            "wake_plasticity": Choice("full", "a backbone from scratch knows nothing yet"),
+            "wake_plasticity": Choice("head", "after the first task the backbone learns asleep, among all classes"),
             "learning_rate": Choice(rate, f"1e-3 at width 128, the less the wider; here {facts.feature_dim}"),
             "sleep_learning_rate": Choice(rate, "as awake"),
             "backbone_learning_rate_ratio": Choice(1.0, "a backbone from scratch learns as fast as the head"),
@@ -108,6 +108,8 @@ def choose(args: ContinualTrainingArguments, facts: Facts) -> dict[str, Choice]:
         }
     average = chosen["sleep_average"].value if args.sleep_average is None else args.sleep_average
     schedule = "constant_with_warmup" if average else "cosine"
+    if not facts.is_pretrained and args.wake_plasticity is None:
+        chosen["first_wake_plasticity"] = Choice("full", "a backbone from scratch knows nothing yet")
     chosen["sleep_lr_scheduler_type"] = Choice(schedule, "an average takes the place of a falling rate")
     chosen["label_smoothing_factor"] = _label_smoothing(facts)
     chosen["augmentation"] = _augmentation(facts)

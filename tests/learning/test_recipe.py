@@ -14,7 +14,13 @@ from hf_wakesleep.learning.lda import rank_error
 from hf_wakesleep.learning.recipe import Facts, choices_table, choose, code_quality, facts_of, sleep_ratio, sleep_steps
 from hf_wakesleep.memory.table import INDEX_BYTES
 
-OPEN = {"learning_rate": None, "sleep_learning_rate": None, "sleep_steps": None, "backbone_learning_rate_ratio": None}
+OPEN = {
+    "learning_rate": None,
+    "sleep_learning_rate": None,
+    "sleep_steps": None,
+    "backbone_learning_rate_ratio": None,
+    "wake_plasticity": None,
+}
 PRETRAINED = Facts(is_pretrained=True, feature_dim=192, side=96, is_coloured=True)
 SCRATCH = Facts(is_pretrained=False, feature_dim=256, side=28, is_coloured=False)
 
@@ -35,6 +41,7 @@ def test_what_is_left_open_is_chosen_and_what_is_given_is_not(make_args):
     assert scratch["backbone_learning_rate_ratio"].value == 1.0
     assert scratch["learning_rate"].value == scratch["sleep_learning_rate"].value == 5e-4
     assert scratch["augmentation"].value == "crop"
+    assert (scratch["first_wake_plasticity"].value, scratch["wake_plasticity"].value) == ("full", "head")
     assert (scratch["sleep_average"].value, scratch["sleep_lr_scheduler_type"].value) == (0, "cosine")
     assert choose(make_args(sleep_average=0.0, **OPEN), PRETRAINED)["sleep_lr_scheduler_type"].value == "cosine"
     assert choose(make_args(**OPEN), replace(PRETRAINED, is_sharded=True))["sleep_average"].value == 0

@@ -264,6 +264,7 @@ def test_settings_are_what_differs_from_the_defaults(make_model, make_args):
     args = make_args(sleep_steps=33, lr_scheduler_type="cosine", logging_steps=3, adam_beta1=0.9, seed=5)
     assert hyper_parameters(args) == {
         "learning_rate": 3e-3,
+        "wake_plasticity": "full",
         "sleep_steps": 33,
         "sleep_batch_size": 16,
         "sleep_learning_rate": 3e-3,
