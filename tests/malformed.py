@@ -61,6 +61,7 @@ def _arguments(folder: Path) -> Iterator[Case]:
         *("learning_rate", "num_train_epochs", "weight_decay", "sleep_learning_rate"),
         *("backbone_learning_rate_ratio", "crop_scale"),
     )
+    chosen_if_none = ("learning_rate", "sleep_learning_rate", "backbone_learning_rate_ratio", "sleep_steps")
     wholes = ("codec_fit_steps", "sleep_steps", "sleep_batch_size", "per_device_train_batch_size", "lora_rank")
     values = {
         **dict.fromkeys(numbers, bad),
@@ -77,7 +78,8 @@ def _arguments(folder: Path) -> Iterator[Case]:
     }
     for name, given in values.items():
         for value in given:
-            yield Case(f"{name}={value!r}", _args(folder, **{name: value}), f"`{name}` must be|`{name}`")
+            if value is not None or name not in chosen_if_none:
+                yield Case(f"{name}={value!r}", _args(folder, **{name: value}), f"`{name}` must be|`{name}`")
     for name, value in {"crop_scale": 0, "sleep_learning_rate": 0}.items():
         yield Case(f"{name}={value!r}", _args(folder, **{name: value}), f"`{name}` must be")
     for name, value in {"sleep_steps": 0, "lda_weight": 1, "codec_quality": 0, "crop_scale": 1}.items():

@@ -195,7 +195,7 @@ def test_a_folder_of_one_class_is_learned(tmp_path):
 def test_a_folder_with_splits_is_learned(tmp_path):
     for split, count in (("train", 6), ("test", 3)):
         save_images(tmp_path / "images" / split, ["ape", "bee"], count)
-    train(tmp_path, *SHORT_SLEEP, "--image_folder", "images", "--output_dir", "out")
+    train(tmp_path, *SHORT_SLEEP, "--image_folder", "images", "--num_tasks", "2", "--output_dir", "out")
     records = json.loads((tmp_path / "out" / "history.json").read_text())["records"]
     assert [(record["num_train_images"], record["num_eval_images"]) for record in records] == [(6, 3)] * 2
 
@@ -254,10 +254,10 @@ def test_a_traceback_is_shown_to_developers(tmp_path):
     assert "Traceback" in done.stderr
 
 
-def test_a_default_that_nobody_typed_follows_the_number_of_classes(tmp_path):
+def test_a_folder_is_one_task_unless_somebody_says_otherwise(tmp_path):
     save_images(tmp_path / "images", ["ape", "bee", "cat"])
     train(tmp_path, *SHORT_SLEEP, "--image_folder", "images", "--output_dir", "out")
-    assert len(json.loads((tmp_path / "out" / "history.json").read_text())["records"]) == 3
+    assert len(json.loads((tmp_path / "out" / "history.json").read_text())["records"]) == 1
 
 
 CONTINUE = [*SHORT, *SHORT_SLEEP]

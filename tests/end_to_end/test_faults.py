@@ -12,6 +12,7 @@ from conftest import STOPPABLE
 from datasets import load_dataset
 from PIL import Image as Pillow
 from runs import assert_same_end
+from transformers import TrainerCallback
 
 from hf_wakesleep import ClassIncrementalStream, WakeSleepForImageClassification
 from hf_wakesleep.data.images import TaskImages
@@ -65,6 +66,18 @@ def test_a_folder_that_takes_nothing_is_refused_at_once(make_trainer, tmp_path):
         make_trainer(output_dir="fixed")
 
 
+class _Call(TrainerCallback):
+    """Calls something after the sleep of the first task."""
+
+    def __init__(self, call):
+        self.call = call
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.call is not None:
+            self.call()
+        self.call = None
+
+
 def test_an_image_that_is_gone_between_tasks_is_named_and_the_run_goes_on_when_it_is_back(make_trainer, tmp_path):
     generator = np.random.default_rng(0)
     for split in ("train", "test"):
@@ -83,8 +96,7 @@ def test_an_image_that_is_gone_between_tasks_is_named_and_the_run_goes_on_when_i
     whole.train()
     stopped = build("stopped")
     gone = tmp_path / "images" / "train" / stopped.stream[1].classes[0] / "03.png"
-    sleep = stopped.sleep
-    stopped.sleep = lambda: (sleep(), shutil.move(gone, tmp_path / "kept.png"))
+    stopped.add_callback(_Call(lambda: shutil.move(gone, tmp_path / "kept.png")))
     with pytest.raises(ValueError, match=r"image \d+ of the training images of task-02 cannot be read .*03\.png"):
         stopped.train()
     assert [stage.name for stage in find_stages(tmp_path / "stopped")] == ["task-01"]

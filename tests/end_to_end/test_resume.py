@@ -96,7 +96,7 @@ def test_a_wake_that_ends_inside_an_epoch_is_not_prolonged(make_trainer, monkeyp
     ("changes", "difference"),
     [
         ({"optim": "sgd"}, "optim is 'the default' there, 'sgd' here"),
-        ({"wake_plasticity": "head"}, "wake_plasticity is 'the default' there, 'head' here"),
+        ({"wake_plasticity": "head"}, "wake_plasticity is 'full' there, 'head' here"),
         ({"backbone_learning_rate_ratio": 0.5}, "backbone_learning_rate_ratio is 1.0 there, 0.5 here"),
         ({"learning_rate": 1e-4}, "learning_rate is 0.003 there, 0.0001 here"),
         ({"sleep_steps": 20}, "sleep_steps is 10 there, 20 here"),

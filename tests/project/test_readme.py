@@ -15,7 +15,8 @@ pytestmark = pytest.mark.slow
 
 SHORTER = {  # what makes the Python of the README quick
     "image_size=96": "image_size=16",
-    "sleep_steps=40": "sleep_steps=3, num_train_epochs=1, disable_tqdm=True",
+    'memory_budget="20MB")': 'memory_budget="20MB", sleep_steps=3, disable_tqdm=True)',
+    '("out/next")': '("out/next", sleep_steps=3, disable_tqdm=True)',
 }
 SHORT = ["--image_size", "16", "--sleep_steps", "3", "--num_train_epochs", "1", "--disable_tqdm", "true"]
 
