@@ -22,8 +22,8 @@ from hf_wakesleep import (
     WakeSleepForImageClassification,
 )
 
-# Other defaults for the arguments below. Baselines see about as many images awake as wakesleep does awake and asleep; the
-# recipe is not theirs, and their rate is the one that suited them best on digits.
+# Other defaults for the arguments below. Baselines see about as many images awake as wakesleep does awake and asleep.
+# The recipe is not for them; they keep the rate that suits them on digits.
 CLASSIFIER_ONLY = {
     "wake_plasticity": "full",
     "head_init": "random",
