@@ -113,6 +113,10 @@ def choose(args: ContinualTrainingArguments, facts: Facts) -> dict[str, Choice]:
     chosen["sleep_lr_scheduler_type"] = Choice(schedule, "an average takes the place of a falling rate")
     chosen["label_smoothing_factor"] = _label_smoothing(facts)
     chosen["augmentation"] = _augmentation(facts)
+    if chosen["augmentation"].value == "none":
+        chosen["rem_share"] = Choice(0.3, "mixing is what is left to vary images that cannot be cropped")
+    else:
+        chosen["rem_share"] = Choice(0.0, "crops vary images enough")
     return {name: choice for name, choice in chosen.items() if getattr(args, name) is None}
 
 
