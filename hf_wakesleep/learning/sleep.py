@@ -150,6 +150,14 @@ def consolidate(  # noqa: PLR0913
     )
 
 
+def is_worse(before: float, after: float, count: int) -> bool:
+    """Whether an accuracy on so many images has fallen by more than twice the standard error of the difference."""
+    if not count or math.isnan(before) or math.isnan(after):
+        return False
+    variance = (before * (1 - before) + after * (1 - after)) / count
+    return before - after > 2 * math.sqrt(variance)
+
+
 def nap(
     model: torch.nn.Module,
     memory: SemiParametricMemory,

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from peft import LoraConfig
 from transformers import TrainerState, set_seed
+from transformers.utils import logging
 
 from ..data.augmentation import augment, seeded_generator
 from ..data.streams import Task
@@ -24,17 +25,19 @@ from ..stages.stage import stage_name
 from ..stages.stopwatch import Stopwatch
 from .arguments import ContinualTrainingArguments
 from .distributed import share_tensor
-from .drift import drift_features, drift_positions
+from .drift import drift_features, drift_positions, measured_positions
 from .lda import rank_error, set_lda_weight, update_lda
 from .lora import WAKE, inject
 from .plasticity import set_plasticity
 from .recipe import ENOUGH_LOSS, sleep_ratio, sleep_steps
 from .replay import Replay
-from .sleep import SleepReport, consolidate, nap
+from .sleep import SleepReport, consolidate, is_worse, nap
 from .sleep_config import SleepConfig
 from .stopping import StepCheck
 from .stream_images import StreamImages
 from .wake import WakePass, WakeReplay
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -257,7 +260,18 @@ class TaskRun:
                 on_step_end=on_step_end,
             )
             self._log({f"sleep_{name}": value for name, value in self.report.scalars().items()})
+            self._warn_of_harm(self.report)
             self._stopwatch.enter("awake")
+
+    def _warn_of_harm(self, report: SleepReport) -> None:
+        count = len(measured_positions(self.context.memory, self.context.args.held_out_share))
+        before, after = report.held_out_accuracy_before, report.held_out_accuracy
+        if is_worse(before, after, count):
+            logger.warning(
+                f"The sleep after {self.stage} did harm: of {count} held-out memories {after:.1%} are right after it, "
+                f"{before:.1%} before. Pass a lower `sleep_learning_rate` or fewer `sleep_steps`, and go on from the "
+                "stage before."
+            )
 
     def settle(self, model: WakeSleepForImageClassification) -> None:
         """After a task without a sleep, update LDA's statistics and its weight in predictions, as a sleep would do."""

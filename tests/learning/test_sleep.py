@@ -10,6 +10,7 @@ from conftest import NAMES, equal_states
 from hf_wakesleep import RawCodec, SemiParametricMemory, SleepConfig, consolidate
 from hf_wakesleep.learning.lda import update_lda
 from hf_wakesleep.learning.replay import smallest_loss
+from hf_wakesleep.learning.sleep import is_worse
 from hf_wakesleep.memory.sampling import held_out_mask
 
 
@@ -179,3 +180,16 @@ def test_the_least_loss_is_that_of_answers_like_the_smoothed_labels():
     expected = torch.nn.functional.cross_entropy(shares.log(), torch.tensor([0]), label_smoothing=0.1)
     assert smallest_loss(0.1, 5) == pytest.approx(expected.item(), abs=1e-6)
     assert smallest_loss(0.0, 5) == 0
+
+
+def test_an_accuracy_is_worse_where_chance_does_not_explain_it():
+    assert is_worse(0.95, 0.80, 100)
+    assert not is_worse(0.95, 0.93, 100)
+    assert not is_worse(0.80, 0.95, 100)
+    assert not is_worse(0.95, 0.10, 0)
+    assert not is_worse(float("nan"), 0.5, 100)
+
+
+def test_a_sleep_that_does_harm_says_so(make_trainer, caplog):
+    make_trainer(sleep_learning_rate=1.0, sleep_steps=20, num_train_epochs=4, held_out_share=0.4).train()
+    assert "The sleep after task-01 did harm: of" in caplog.text
