@@ -51,7 +51,6 @@ FAST = {
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 128,
     "wake_plasticity": "full",
-    "rem_share": 0.0,
     "sleep_steps": 5,
     "sleep_batch_size": 16,
     "sleep_learning_rate": 3e-3,

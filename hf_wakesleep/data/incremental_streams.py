@@ -181,7 +181,7 @@ def _task_sizes(num_classes: int, num_tasks: int | None, classes_per_task: Seque
     if classes_per_task is not None:
         sizes = list(classes_per_task) if isinstance(classes_per_task, Sequence | np.ndarray) else None
         if sizes is None or not all(map(is_integer, sizes)):
-            raise ValueError(f"`classes_per_task` must be a list of whole numbers, got {classes_per_task!r}.")
+            raise ValueError(f"`classes_per_task` must be a list of integers, got {classes_per_task!r}.")
         if not sizes or min(sizes) < 1 or sum(sizes) != num_classes:
             raise ValueError(
                 f"`classes_per_task` must hold positive numbers that add up to the {num_classes} classes of the "

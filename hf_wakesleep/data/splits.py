@@ -50,7 +50,7 @@ def check_split_arguments(eval_fraction: float, seed: int | None) -> None:
     if not isinstance(eval_fraction, Real) or not 0 < eval_fraction < 1:
         raise ValueError(f"`eval_fraction` must lie in (0, 1), got {eval_fraction!r}.")
     if seed is not None and not (is_integer(seed) and 0 <= seed < 2**32):
-        raise ValueError(f"`seed` must be a whole number in 0..2**32 - 1, got {seed!r}.")
+        raise ValueError(f"`seed` must be an integer in 0..2**32 - 1, got {seed!r}.")
 
 
 def is_integer(value) -> bool:

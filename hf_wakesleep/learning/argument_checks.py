@@ -95,7 +95,6 @@ CHOSEN_IF_NONE = (
     "backbone_learning_rate_ratio",
     "label_smoothing_factor",
     "learning_rate",
-    "rem_share",
     "sleep_average",
     "sleep_learning_rate",
     "sleep_lr_scheduler_type",

@@ -124,10 +124,10 @@ class ContinualTrainingArguments(TrainingArguments):
     sleep_batch_size: int = field(
         default=32, metadata={"help": "Memories in a batch of sleep, over all processes, balanced over classes."}
     )
-    sleep_cycles: int = field(default=10, metadata={"help": "Number of NREM-REM cycles in a sleep."})
-    rem_share: float | None = field(
-        default=None,
-        metadata={"help": f"Share of every cycle that is REM, in which memories are recombined; 0 for none. {CHOSEN}"},
+    sleep_cycles: int = field(default=1, metadata={"help": "Number of NREM-REM cycles in a sleep."})
+    rem_share: float = field(
+        default=0.0,
+        metadata={"help": "Share of every cycle that is REM, in which memories are recombined; 0 for none."},
     )
     sleep_every_n_steps: int = field(
         default=0, metadata={"help": "Take a nap of `nap_steps` steps every so many steps of wake. 0 for no naps."}
@@ -295,7 +295,6 @@ class ContinualTrainingArguments(TrainingArguments):
             "label_smoothing": self.label_smoothing_factor,
             "augmentation": self.augmentation,
             "average": self.sleep_average,
-            "rem_share": self.rem_share,
             "lr_scheduler_type": self.sleep_lr_scheduler_type,
         }
         return SleepConfig(
@@ -308,6 +307,7 @@ class ContinualTrainingArguments(TrainingArguments):
             plasticity=self.sleep_plasticity,
             lora_config=lora_config or default_lora_config(self.lora_rank),
             cycles=self.sleep_cycles,
+            rem_share=self.rem_share,
             crop_scale=self.crop_scale,
             held_out_share=self.held_out_share,
             lda_weight=self.lda_weight,

@@ -70,9 +70,7 @@ def facts_of(model: WakeSleepForImageClassification, images: Dataset) -> Facts:
     """
     rows = range(0, len(images), max(1, len(images) // LOOKED_AT))
     pictures = [images[row]["image"].convert("RGB") for row in rows]
-    spans = [
-        np.ptp(np.asarray(picture, dtype=np.float32), axis=-1).mean() for picture in pictures
-    ]  # of a pixel's bands
+    spans = [np.ptp(np.asarray(picture, dtype=np.float32), axis=-1).mean() for picture in pictures]
     return Facts(
         is_pretrained=is_pretrained(model),
         feature_dim=model.head.feature_dim,
@@ -113,10 +111,6 @@ def choose(args: ContinualTrainingArguments, facts: Facts) -> dict[str, Choice]:
     chosen["sleep_lr_scheduler_type"] = Choice(schedule, "an average takes the place of a falling rate")
     chosen["label_smoothing_factor"] = _label_smoothing(facts)
     chosen["augmentation"] = _augmentation(facts)
-    if chosen["augmentation"].value == "none":
-        chosen["rem_share"] = Choice(0.3, "mixing is what is left to vary images that cannot be cropped")
-    else:
-        chosen["rem_share"] = Choice(0.0, "crops vary images enough")
     return {name: choice for name, choice in chosen.items() if getattr(args, name) is None}
 
 
@@ -182,11 +176,11 @@ def code_quality(pixels: Sequence[torch.Tensor], num_images: int, free_bytes: in
 
     Args:
         pixels (`Sequence[torch.Tensor]`): Some of the images, uint8 of shape (3, H, W).
-        num_images (`int`): Number of training images of all tasks at hand.
+        num_images (`int`): Number of training images of all tasks of the stream.
         free_bytes (`int`): Bytes of the budget that are left for codes.
     """
     for quality in QUALITIES:
-        sizes = [len(code) + INDEX_BYTES for code in LearnedCodec(quality).encode(torch.stack(list(pixels)))]
+        sizes = [len(code) + INDEX_BYTES for code in LearnedCodec(quality).encode(pixels)]
         if sum(sizes) / len(sizes) * num_images <= free_bytes:
             return quality
     return QUALITIES[-1]

@@ -13,6 +13,7 @@ from transformers import TrainerState, set_seed
 from transformers.utils import logging
 
 from ..data.augmentation import augment, seeded_generator
+from ..data.images import ImageReader
 from ..data.streams import Task
 from ..memory.memory import MemoryBytes, SemiParametricMemory
 from ..memory.synapses import FrozenEntries
@@ -52,7 +53,7 @@ class RunContext:
         lora_config (`peft.LoraConfig`): What plasticity `"lora"` trains.
         is_pretrained (`bool`): Whether the backbone is pretrained.
         chosen (`Collection[str]`): Names of the arguments that the recipe has chosen.
-        reader (`ImageReader`): Resizes and normalises images.
+        reader ([`ImageReader`]): Resizes and normalises images.
     """
 
     args: ContinualTrainingArguments
@@ -62,7 +63,7 @@ class RunContext:
     lora_config: LoraConfig
     is_pretrained: bool
     chosen: Collection[str]
-    reader: object
+    reader: ImageReader
 
 
 class TaskRun:

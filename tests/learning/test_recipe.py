@@ -20,7 +20,6 @@ OPEN = {
     "sleep_steps": None,
     "backbone_learning_rate_ratio": None,
     "wake_plasticity": None,
-    "rem_share": None,
 }
 PRETRAINED = Facts(is_pretrained=True, feature_dim=192, side=96, is_coloured=True)
 SCRATCH = Facts(is_pretrained=False, feature_dim=256, side=28, is_coloured=False)
@@ -37,7 +36,6 @@ def test_what_is_left_open_is_chosen_and_what_is_given_is_not(make_args):
         "sleep_lr_scheduler_type": "constant_with_warmup",
         "label_smoothing_factor": 0.1,
         "augmentation": "crop-flip",
-        "rem_share": 0.0,
     }
     scratch = choose(make_args(**OPEN), SCRATCH)
     assert scratch["backbone_learning_rate_ratio"].value == 1.0
@@ -45,7 +43,6 @@ def test_what_is_left_open_is_chosen_and_what_is_given_is_not(make_args):
     assert scratch["augmentation"].value == "crop"
     assert (scratch["first_wake_plasticity"].value, scratch["wake_plasticity"].value) == ("full", "head")
     assert (scratch["sleep_average"].value, scratch["sleep_lr_scheduler_type"].value) == (0, "cosine")
-    assert choose(make_args(**OPEN), replace(SCRATCH, side=8))["rem_share"].value == 0.3
     assert choose(make_args(sleep_average=0.0, **OPEN), PRETRAINED)["sleep_lr_scheduler_type"].value == "cosine"
     assert choose(make_args(**OPEN), replace(PRETRAINED, is_sharded=True))["sleep_average"].value == 0
     given = choose(make_args(learning_rate=0.5, augmentation="none"), PRETRAINED)

@@ -265,7 +265,6 @@ def test_settings_are_what_differs_from_the_defaults(make_model, make_args):
     assert hyper_parameters(args) == {
         "learning_rate": 3e-3,
         "wake_plasticity": "full",
-        "rem_share": 0.0,
         "sleep_steps": 33,
         "sleep_batch_size": 16,
         "sleep_learning_rate": 3e-3,
