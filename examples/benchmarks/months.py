@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python examples/benchmarks/months.py --data_dir DATA --backbone PATH_OR_HUB_NAME
 
 makes folders of Caltech-101 (20 classes of 25 JPEGs, 5 of 25, 3 of 5; at most 18 test images of each class), teaches
-the first with `train_cil.py` and the others with `continue_from_hub.py`, nothing set but the backbone and 96 pixels, and
-prints a table, with LDA and the nearest class mean on the frozen backbone beside it.
+the first with `train_cil.py` and the others with `continue_from_hub.py`, nothing set but the backbone and 96 pixels,
+and prints a table, with LDA and the nearest class mean on the frozen backbone beside it.
 """
 
 import argparse
