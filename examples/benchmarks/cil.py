@@ -12,26 +12,24 @@ the same model; those that train see the same number of images: `--images_per_ta
 Everything that is kept of the stream counts as memory. Each run becomes one file in `runs`, and is not run again;
 table and plots are of all files there.
 
-`--set name=value` overrides a training argument of `wakesleep`, under a `--name` of its own:
+`wakesleep` runs by the library's recipe (docs/recipe.md). `--set name=value` overrides a training argument, under a
+`--name` of its own:
 
     python examples/benchmarks/cil.py --methods wakesleep --set sleep_average=0.9 --name average
-
-`--recipe` runs it as the library does where nothing is set (docs/recipe.md):
-
-    python examples/benchmarks/cil.py --methods wakesleep --recipe --name recipe
 """
 
 import argparse
 import json
 import shutil
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from cil_benchmarks import BENCHMARKS
 from cil_report import write_report
 from cil_runs import (
+    FIXED,
     UNLIMITED,
     Place,
     Run,
@@ -39,7 +37,6 @@ from cil_runs import (
     learn_with_wakesleep,
     peer_settings,
     record_of,
-    wakesleep_settings,
 )
 from peers import PEERS
 
@@ -69,23 +66,22 @@ def parse_arguments() -> argparse.Namespace:
     add("--images_per_task", type=int, help="training images of every peer; by default what wakesleep sees")
     add("--train_images", type=int, help="most training images of a class; by default the benchmark's")
     add("--joint_epochs", type=float, help="epochs of joint and cumulative training; by default the benchmark's")
-    add("--lr_scales", nargs="+", type=float, default=[1.0], help="factors of all learning rates of all methods")
+    add("--lr_scales", nargs="+", type=float, default=[1.0], help="factors of all learning rates of peers")
     add("--codec", help="codec and quality, such as learned:45: peers learn from what it makes of the images")
     add("--bf16", action="store_true", help="bfloat16 autocast, for all methods")
     add("--threads", type=int, help="threads of torch")
     add("--set", nargs="+", type=parse_value, default=[], metavar="NAME=VALUE", help="training arguments of wakesleep")
-    add(
-        "--recipe", action="store_true", help="wakesleep by the library's recipe, in place of the benchmark's settings"
-    )
-    add("--name", help="what to call wakesleep with --set or --recipe")
+    add("--name", help="what to call wakesleep with --set")
     add("--quiet", action="store_true", help="no progress bars")
     args = parser.parse_args()
-    if (args.set or args.recipe) and not args.name:
-        parser.error("--set and --recipe make another method of wakesleep: give it a --name")
+    if args.set and not args.name:
+        parser.error("--set makes another method of wakesleep: give it a --name")
     cannot = [name for name in PEERS if BENCHMARKS[args.benchmark].looks and PEERS[name].needs_new_classes]
     args.methods = args.methods or [name for name in METHODS if name not in cannot]
     if refused := sorted(set(args.methods) & set(cannot)):
         parser.error(f"{', '.join(refused)} cannot learn tasks without new classes: leave them out of --methods")
+    if "wakesleep" in args.methods and args.lr_scales != [1.0]:
+        parser.error("--lr_scales are of peers: leave wakesleep out of --methods, or --set its learning rates")
     return args
 
 
@@ -95,7 +91,6 @@ def plan(args: argparse.Namespace) -> list[Run]:
     epochs = args.joint_epochs or benchmark.joint_epochs
     epochs_suffix = "" if args.joint_epochs is None else f"-{epochs:g}-epochs"
     codec_suffix = "" if args.codec is None else "-" + args.codec.replace(":", "-")
-    ours = replace(benchmark, wakesleep={}) if args.recipe else benchmark
     runs = []
     for seed in args.seeds:
         for scale in args.lr_scales:
@@ -103,7 +98,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
                 is_ours = method == "wakesleep"
                 suffix = codec_suffix + (epochs_suffix if method in UNLIMITED else "")
                 uses_budget = is_ours or PEERS[method].uses_budget
-                settings = wakesleep_settings(ours, dict(args.set), scale)
+                ours = {**FIXED, **dict(args.set)}
                 runs += [
                     Run(
                         benchmark=args.benchmark,
@@ -116,7 +111,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
                         images_per_task=None if is_ours else args.images_per_task,
                         train_images=args.train_images,
                         codec=None if is_ours else args.codec,
-                        hyper_parameters=settings if is_ours else peer_settings(benchmark, method, epochs),
+                        hyper_parameters=ours if is_ours else peer_settings(benchmark, method, epochs),
                     )
                     for budget in ((args.budgets or [benchmark.budget]) if uses_budget else [None])
                 ]

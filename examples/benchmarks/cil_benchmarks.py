@@ -1,6 +1,6 @@
-"""The benchmarks of `cil.py`: which images, in how many tasks, with which backbone and by which recipe."""
+"""The benchmarks of `cil.py`: which images, in how many tasks, with which backbone, and what peers train with."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,6 @@ class Benchmark:
         budget (`str`): Bytes of memory, unless the command line says otherwise.
         joint_epochs (`float`): Epochs of joint training.
         recipe (`dict`): Fields of `Recipe`, for all peers and for joint training.
-        wakesleep (`dict`): Fields of `ContinualTrainingArguments` for `wakesleep`.
         looks (`tuple`): Keys of `LOOKS` in `cil_data.py`: tasks are domains, the same classes with another look each,
             among which the images are divided. Empty where tasks bring classes.
         train_images (`tuple[int, ...]`): Most training images of the classes, in turn, unless the command line says
@@ -32,7 +31,6 @@ class Benchmark:
     budget: str
     joint_epochs: float
     recipe: dict
-    wakesleep: dict = field(default_factory=dict)
     looks: tuple = ()
     train_images: tuple[int, ...] = ()
     test_images: int | None = None
@@ -49,20 +47,6 @@ SCRATCH = {
     "crop_scale": 0.6,
     "random_features": 5000,
 }
-SCRATCH_WAKESLEEP = {
-    "learning_rate": 1e-3,
-    "backbone_learning_rate_ratio": 1.0,
-    "weight_decay": 0.05,
-    "per_device_train_batch_size": 32,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.1,
-    "wake_plasticity": "full",
-    "wake_replay": True,
-    "head_init": "lda",
-    "num_train_epochs": 1,
-    "sleep_batch_size": 32,
-    "sleep_learning_rate": 1e-3,
-}
 
 CIFAR = Benchmark(
     title="CIFAR-10, ViT from scratch",
@@ -73,15 +57,6 @@ CIFAR = Benchmark(
     budget="614400",  # 20 raw images of each class
     joint_epochs=20,
     recipe={**SCRATCH, "augmentation": "crop-flip", "webp_quality": 20},
-    wakesleep={
-        **SCRATCH_WAKESLEEP,
-        "augmentation": "crop-flip",
-        "codec": "learned",
-        "codec_quality": 75,
-        "learning_rate": 5e-4,
-        "sleep_steps": 700,
-        "sleep_learning_rate": 5e-4,
-    },
 )
 
 FASHION = Benchmark(
@@ -93,15 +68,6 @@ FASHION = Benchmark(
     budget="400KB",  # about 50 raw images of each class
     joint_epochs=10,
     recipe={**SCRATCH, "augmentation": "crop-flip", "webp_quality": 10},
-    wakesleep={
-        **SCRATCH_WAKESLEEP,
-        "augmentation": "crop-flip",
-        "codec": "learned",
-        "codec_quality": 50,
-        "learning_rate": 5e-4,
-        "sleep_steps": 550,
-        "sleep_learning_rate": 5e-4,
-    },
 )
 
 CALTECH = Benchmark(
@@ -123,23 +89,6 @@ CALTECH = Benchmark(
         "random_features": 5000,
         "webp_quality": 1,
     },
-    wakesleep={
-        "codec": "learned",
-        "codec_quality": 47,
-        "augmentation": "crop-flip",
-        "label_smoothing_factor": 0.1,
-        "wake_plasticity": "head",
-        "head_init": "lda",
-        "num_train_epochs": 1,
-        "learning_rate": 1e-3,
-        "backbone_learning_rate_ratio": 0.05,
-        "weight_decay": 0.01,
-        "sleep_steps": 60,
-        "sleep_batch_size": 64,
-        "sleep_learning_rate": 1e-3,
-        "held_out_share": 0.0,
-        "lda_weight": 0.6,
-    },
 )
 
 FAR = replace(  # from what the backbone has seen
@@ -150,7 +99,6 @@ FAR = replace(  # from what the backbone has seen
     image_size=64,
     budget="400KB",  # 33 raw images
     joint_epochs=15,
-    wakesleep={**CALTECH.wakesleep, "sleep_steps": 80},
     train_images=(200,),
     test_images=200,
 )
@@ -166,7 +114,6 @@ BENCHMARKS = {
         num_tasks=10,
         budget="800KB",  # 65 raw images
         recipe={**FAR.recipe, "augmentation": "crop"},
-        wakesleep={**FAR.wakesleep, "augmentation": "crop", "codec_quality": 30, "sleep_steps": 60},
         train_images=(),
         test_images=None,
     ),
@@ -174,14 +121,12 @@ BENCHMARKS = {
         FAR,
         title="CIFAR-10 at 64 px in four looks, pretrained ViT-tiny",
         num_tasks=4,
-        wakesleep={**FAR.wakesleep, "sleep_steps": 100},
         looks=("plain", "grey", "inverted", "turned"),
     ),
     "PU": replace(
         CALTECH,
         title="Caltech-101 at 128 px, unbalanced, pretrained ViT-tiny",
         budget="800KB",  # 16 raw images
-        wakesleep={**CALTECH.wakesleep, "sleep_steps": 20},
         train_images=(30, 10, 5, 2),
     ),
     "S": CIFAR,
@@ -195,15 +140,6 @@ BENCHMARKS = {
         budget="6MB",  # about 2.5 raw images of each class
         joint_epochs=24.3,
         recipe={**SCRATCH, "augmentation": "crop-flip", "batch_size": 128, "webp_quality": 1},
-        wakesleep={
-            **SCRATCH_WAKESLEEP,
-            "augmentation": "crop-flip",
-            "codec": "learned",
-            "codec_quality": 50,
-            "per_device_train_batch_size": 128,
-            "sleep_batch_size": 128,
-            "sleep_steps": 350,
-        },
     ),
     "F1": Benchmark(
         title="Omniglot, 242 characters at 32 px, ViT from scratch",
@@ -214,13 +150,6 @@ BENCHMARKS = {
         budget="800KB",  # about 3 raw images of each class
         joint_epochs=60,
         recipe={**SCRATCH, "augmentation": "crop", "webp_quality": 10},
-        wakesleep={
-            **SCRATCH_WAKESLEEP,
-            "augmentation": "crop",
-            "codec": "learned",
-            "codec_quality": 70,
-            "sleep_steps": 290,
-        },
     ),
     "F2": FASHION,
     "R": replace(
@@ -251,14 +180,6 @@ BENCHMARKS = {
             "augmentation": "none",
             "random_features": 1000,
             "webp_quality": 50,
-        },
-        wakesleep={
-            **SCRATCH_WAKESLEEP,
-            "learning_rate": 2e-3,
-            "codec": "learned",
-            "codec_quality": 60,
-            "sleep_steps": 153,
-            "sleep_learning_rate": 2e-3,
         },
     ),
 }

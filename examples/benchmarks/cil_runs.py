@@ -21,6 +21,7 @@ from transformers import PrinterCallback, set_seed
 
 import hf_wakesleep
 from hf_wakesleep import ContinualTrainer, ContinualTrainingArguments
+from hf_wakesleep.learning.recipe import sleep_steps
 from hf_wakesleep.memory.budget import parse_bytes
 from hf_wakesleep.reporting import metrics
 from hf_wakesleep.reporting.metrics import confusion_counts
@@ -105,27 +106,23 @@ class Place:
     shows_progress: bool
 
 
-def wakesleep_settings(benchmark: Benchmark, run_settings: dict, lr_scale: float) -> dict:
-    """Return the arguments of `wakesleep`: the benchmark's, overridden, both learning rates scaled."""
-    settings = {**FIXED, **benchmark.wakesleep, **run_settings}
-    for name in ("learning_rate", "sleep_learning_rate"):
-        if name in settings:
-            settings[name] *= lr_scale
-    return settings
-
-
 def peer_settings(benchmark: Benchmark, method: str, epochs: float) -> dict:
     """Return what a peer is trained with before rates are scaled; `epochs` only where it is not limited by images."""
     settings = {**benchmark.recipe, **PEERS[method].constants}
     return {**settings, "epochs": epochs} if method in UNLIMITED else settings
 
 
-def images_of(settings: dict, num_images: int, num_tasks: int) -> int:
-    """Return the images that `wakesleep` sees in a task of `num_images`, awake and asleep, on average over tasks."""
-    replays = settings.get("wake_replay", settings["wake_plasticity"] != "head")
-    replays *= (num_tasks - 1) / num_tasks  # the first task has nothing to replay
-    awake = settings["num_train_epochs"] * num_images * (1 + replays)
-    return round(awake + settings["sleep_steps"] * settings["sleep_batch_size"])
+def images_of(benchmark: Benchmark, num_images: list[int]) -> int:
+    """Return the images that `wakesleep` sees in the last of some tasks, awake and, unless it ends early, asleep.
+
+    Args:
+        benchmark ([`Benchmark`]): Which.
+        num_images (`list[int]`): Training images of the tasks so far.
+    """
+    args = ContinualTrainingArguments("unused", report_to="none")
+    *before, new = num_images
+    steps = sleep_steps(args, benchmark.vit is None, new, before)
+    return round(args.num_train_epochs * new) + steps * args.sleep_batch_size
 
 
 def peer_recipe(benchmark: Benchmark, run: Run, num_classes: int) -> Recipe:
@@ -187,18 +184,17 @@ def learn_with_peer(run: Run, benchmark: Benchmark, place: Place) -> Measured:
     processor = make_processor(model.config)
     set_seed(run.seed)
     learner = PEERS[run.method](model, recipe, place.shows_progress)
-    settings = wakesleep_settings(benchmark, {}, 1.0)
-    measured, tests, images_so_far = Measured(settings=learner.hyper_parameters(recipe)), [], 0
+    measured, tests, sizes = Measured(settings=learner.hyper_parameters(recipe)), [], []
     for task in tqdm(stream, desc=run.name, disable=not place.shows_progress, leave=False):
         learner.begin(list(task.new_classes))
         images, labels = read_images(task.train_dataset, processor, model.config.label2id)
         if run.codec is not None:
             images = through_codec(images, run.codec)
         tests.append(read_images(task.eval_dataset, processor, model.config.label2id))
-        num_images = run.images_per_task or images_of(settings, len(images), benchmark.num_tasks)
-        images_so_far += len(images)
+        sizes.append(len(images))
+        num_images = run.images_per_task or images_of(benchmark, sizes)
         if run.method in UNLIMITED:
-            num_images = round(run.hyper_parameters["epochs"] * images_so_far)
+            num_images = round(run.hyper_parameters["epochs"] * sum(sizes))
         start, before = time.perf_counter(), learner.images_seen
         learner.learn(images, labels, num_images)
         measured.seconds_per_task.append(time.perf_counter() - start)

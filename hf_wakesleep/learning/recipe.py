@@ -20,7 +20,7 @@ ENOUGH_LOSS = 0.01  # of a sleep with nothing left to learn, above what label sm
 QUALITIES = (70, 60, 50, 40, 30)  # of the learned codec, the best first
 GREY = 4.0  # mean difference of the bands of a pixel, of 255, up to which an image is grey: files lose some bits
 LOOKED_AT = 16  # images that tell what the others look like
-REPLAYED_PRETRAINED = 8  # memories that a sleep replays for each new image
+REPLAYED_PRETRAINED = 12  # memories that a sleep replays for each new image
 REPLAYED_SCRATCH = (8000, 3.6)  # the same from scratch: so many, and so many for each new image
 
 
