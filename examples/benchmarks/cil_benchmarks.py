@@ -106,14 +106,19 @@ FAR = replace(  # from what the backbone has seen
 BENCHMARKS = {
     "P": CALTECH,
     "PC": FAR,
-    "PF": replace(FAR, title="Fashion-MNIST at 64 px, pretrained ViT-tiny", folder="fashion_mnist"),
+    "PF": replace(
+        FAR,
+        title="Fashion-MNIST at 64 px, pretrained ViT-tiny",
+        folder="fashion_mnist",
+        recipe={**FAR.recipe, "webp_quality": 5},
+    ),
     "PO": replace(
         FAR,
         title="Omniglot, 242 characters at 64 px, pretrained ViT-tiny",
         folder="omniglot",
         num_tasks=10,
         budget="800KB",  # 65 raw images
-        recipe={**FAR.recipe, "augmentation": "crop"},
+        recipe={**FAR.recipe, "augmentation": "crop", "webp_quality": 10},
         train_images=(),
         test_images=None,
     ),
