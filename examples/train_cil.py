@@ -26,7 +26,6 @@ from hf_wakesleep import (
 # The recipe is not for them; they keep the rate that suits them on digits.
 CLASSIFIER_ONLY = {
     "wake_plasticity": "full",
-    "head_init": "random",
     "sleep_steps": 0,
     "lda_weight": 0.0,
     "learning_rate": 2e-3,

@@ -53,7 +53,6 @@ FAST = {
     "wake_plasticity": "full",
     "sleep_steps": 5,
     "sleep_batch_size": 16,
-    "sleep_learning_rate": 3e-3,
     "backbone_learning_rate_ratio": 1.0,
     "save_strategy": "no",
     "report_to": "none",
@@ -135,13 +134,21 @@ def make_trainer(make_model, make_args, make_stream):
     """Return a function that builds a trainer of the model, arguments and stream of the fixtures."""
 
     def build(
-        model=None, stream=None, callbacks=(), given_codec=None, compute_metrics=None, eval_dataset=None, **args
+        model=None,
+        stream=None,
+        callbacks=(),
+        given_codec=None,
+        lora_config=None,
+        compute_metrics=None,
+        eval_dataset=None,
+        **args,
     ):
         return ContinualTrainer(
             model=model or make_model(),
             args=make_args(**args),
             stream=stream or make_stream(),
             codec=given_codec,
+            lora_config=lora_config,
             callbacks=list(callbacks),
             compute_metrics=compute_metrics,
             eval_dataset=eval_dataset,

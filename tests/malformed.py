@@ -58,31 +58,30 @@ def cases(folder: Path) -> list[Case]:
 def _arguments(folder: Path) -> Iterator[Case]:
     bad = (NAN, INF, -INF, -1, "x", None, [], True)
     numbers = (
-        *("learning_rate", "num_train_epochs", "weight_decay", "sleep_learning_rate"),
-        *("backbone_learning_rate_ratio", "crop_scale"),
+        *("learning_rate", "num_train_epochs", "weight_decay"),
+        "backbone_learning_rate_ratio",
     )
-    chosen_if_none = ("learning_rate", "sleep_learning_rate", "backbone_learning_rate_ratio", "sleep_steps")
-    wholes = ("codec_fit_steps", "sleep_steps", "sleep_batch_size", "per_device_train_batch_size", "lora_rank")
+    chosen_if_none = ("learning_rate", "backbone_learning_rate_ratio", "sleep_steps")
+    wholes = ("codec_fit_steps", "sleep_steps", "sleep_batch_size", "per_device_train_batch_size", "nap_steps")
     values = {
         **dict.fromkeys(numbers, bad),
         **dict.fromkeys(wholes, (*bad, 2.5, 2**40)),
         **{
             "lda_weight": (NAN, INF, -0.1, 1.1, "x", [], True),
             "codec_quality": (NAN, -1, 101, 5.5, "50", [], True),
-            "codec_target_bytes": (NAN, INF, -1, "x", [], True),
         },
         **{
             name: ("", "FULL", 3, [], True)
-            for name in ("codec", "wake_plasticity", "sleep_plasticity", "augmentation")
+            for name in ("codec", "wake_plasticity", "sleep_plasticity", "augmentation", "measure")
         },
     }
     for name, given in values.items():
         for value in given:
             if value is not None or name not in chosen_if_none:
                 yield Case(f"{name}={value!r}", _args(folder, **{name: value}), f"`{name}` must be|`{name}`")
-    for name, value in {"crop_scale": 0, "sleep_learning_rate": 0}.items():
+    for name, value in {"learning_rate": 0, "nap_steps": 0}.items():
         yield Case(f"{name}={value!r}", _args(folder, **{name: value}), f"`{name}` must be")
-    for name, value in {"sleep_steps": 0, "lda_weight": 1, "codec_quality": 0, "crop_scale": 1}.items():
+    for name, value in {"sleep_steps": 0, "lda_weight": 1, "codec_quality": 0}.items():
         yield Case(f"{name}={value!r}", _args(folder, name, **{name: value}), None, value)
 
 

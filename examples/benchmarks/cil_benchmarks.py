@@ -44,7 +44,6 @@ SCRATCH = {
     "weight_decay": 0.05,
     "label_smoothing": 0.0,
     "batch_size": 32,
-    "crop_scale": 0.6,
     "random_features": 5000,
 }
 
@@ -85,7 +84,6 @@ CALTECH = Benchmark(
         "label_smoothing": 0.1,
         "batch_size": 32,
         "augmentation": "crop-flip",
-        "crop_scale": 0.6,
         "random_features": 5000,
         "webp_quality": 1,
     },

@@ -29,8 +29,6 @@ from hf_wakesleep.reporting.metrics import confusion_counts
 FIXED = {
     "report_to": "none",
     "save_strategy": "no",
-    "evaluate_lda": False,
-    "forward_transfer": False,
     "per_device_eval_batch_size": 256,
 }
 

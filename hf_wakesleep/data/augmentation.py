@@ -5,6 +5,8 @@ import math
 import torch
 from torch.nn import functional as F
 
+CROP_SCALE = 0.6  # smallest share of the area in a random crop
+
 
 def seeded_generator(*numbers: int) -> torch.Generator:
     """Return a CPU generator that follows from seed, task, step, ... alone: it is the same after a restart."""
@@ -14,13 +16,14 @@ def seeded_generator(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(state)
 
 
-def augment(pixel_values: torch.Tensor, kind: str, crop_scale: float, generator: torch.Generator) -> torch.Tensor:
+def augment(pixel_values: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
     """Crop at random, resize back to the same size and, for `"crop-flip"`, mirror half of the images.
+
+    A crop keeps at least `CROP_SCALE` of the area; its sides keep 3:4 to 4:3.
 
     Args:
         pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalised images.
         kind (`str`): `"none"`, `"crop"` or `"crop-flip"`.
-        crop_scale (`float`): Smallest share of the area that a crop keeps, in (0, 1]; its sides keep 3:4 to 4:3.
         generator (`torch.Generator`): CPU generator.
 
     Returns:
@@ -29,7 +32,7 @@ def augment(pixel_values: torch.Tensor, kind: str, crop_scale: float, generator:
     if kind == "none":
         return pixel_values
     size = len(pixel_values)
-    area = crop_scale + (1 - crop_scale) * torch.rand(size, generator=generator)  # (B,)
+    area = CROP_SCALE + (1 - CROP_SCALE) * torch.rand(size, generator=generator)  # (B,)
     log_ratio = math.log(4 / 3) * (2 * torch.rand(size, generator=generator) - 1)  # (B,)
     sides = torch.stack([(area * log_ratio.exp()).sqrt(), (area / log_ratio.exp()).sqrt()], dim=1).clamp(
         max=1

@@ -12,11 +12,8 @@ INTEGERS = {
     "codec_fit_steps": (0, MOST),
     "sleep_steps": (0, MOST),
     "sleep_batch_size": (1, MOST),
-    "sleep_cycles": (1, MOST),
     "sleep_every_n_steps": (0, MOST),
     "nap_steps": (1, MOST),
-    "importance_images": (1, MOST),
-    "lora_rank": (1, MOST),
     "per_device_train_batch_size": (1, MOST),
     "per_device_eval_batch_size": (1, MOST),
     "gradient_accumulation_steps": (1, MOST),
@@ -26,18 +23,13 @@ INTEGERS = {
 CHOICES = (
     "augmentation",
     "codec",
-    "codec_fit_layers",
-    "first_wake_plasticity",
-    "head_init",
-    "memory_selection",
+    "measure",
     "non_finite_loss",
-    "lda_update",
-    "sleep_lr_scheduler_type",
     "sleep_plasticity",
     "wake_plasticity",
 )
 NUMBERS = {
-    "learning_rate": (lambda value: value >= 0, "at least 0"),
+    "learning_rate": (lambda value: value > 0, "positive"),
     "num_train_epochs": (lambda value: value >= 0, "at least 0"),
     "weight_decay": (lambda value: value >= 0, "at least 0"),
     "max_grad_norm": (lambda value: value >= 0, "at least 0"),
@@ -49,12 +41,10 @@ NUMBERS = {
     "logging_steps": (lambda value: value >= 0, "at least 0"),
     "save_steps": (lambda value: value >= 0, "at least 0"),
     "eval_delay": (lambda value: value >= 0, "at least 0"),
-    "sleep_learning_rate": (lambda value: value > 0, "positive"),
     "backbone_learning_rate_ratio": (lambda value: value >= 0, "at least 0"),
     "held_out_share": (lambda value: 0 <= value < 1, "in [0, 1)"),
     "rem_share": (lambda value: 0 <= value <= 1, "in [0, 1]"),
     "sleep_average": (lambda value: 0 <= value < 1, "in [0, 1)"),
-    "crop_scale": (lambda value: 0 < value <= 1, "in (0, 1]"),
     "freeze_fraction": (lambda value: 0 <= value < 1, "in [0, 1)"),
 }
 # Fields of `TrainingArguments` that must keep these values, each with the reason or what to do instead.
@@ -96,8 +86,6 @@ CHOSEN_IF_NONE = (
     "label_smoothing_factor",
     "learning_rate",
     "sleep_average",
-    "sleep_learning_rate",
-    "sleep_lr_scheduler_type",
     "sleep_steps",
     "wake_plasticity",
 )
@@ -137,7 +125,7 @@ def check_numbers(args) -> None:
             continue
         if not (is_finite_number(value) and holds(value)):
             raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
-    for name, most in (("lda_weight", 1), ("codec_quality", 100), ("codec_target_bytes", MOST)):
+    for name, most in (("lda_weight", 1), ("codec_quality", 100)):
         value = getattr(args, name)
         kind = int if name == "codec_quality" else int | float
         if value is not None and (isinstance(value, bool) or not isinstance(value, kind) or not 0 <= value <= most):
@@ -162,19 +150,11 @@ def check_combinations(args) -> None:
     parse_bytes(args.memory_budget)
     if args.codec_quality is not None and args.codec == "raw":
         raise ValueError("`codec_quality` is for lossy codecs, but `codec` is 'raw'. Leave one of them out.")
-    if args.codec != "learned" and (args.codec_target_bytes is not None or args.codec_fit_steps):
+    if args.codec != "learned" and args.codec_fit_steps:
         raise ValueError(
-            f"`codec_target_bytes` and `codec_fit_steps` are for `codec='learned'`, got {args.codec!r}. Pass that "
-            "codec, or leave them out."
+            f"`codec_fit_steps` is for `codec='learned'`, got {args.codec!r}. Pass that codec, or leave it out."
         )
-    if args.codec_fit_layers != "outer" and not args.codec_fit_steps:
-        raise ValueError(
-            f"`codec_fit_layers` is {args.codec_fit_layers!r}, but `codec_fit_steps` is 0, which fits none. Pass "
-            "`codec_fit_steps=300`, or leave it out."
-        )
-    if args.codec_target_bytes is not None and args.codec_quality is not None:
-        raise ValueError("`codec_target_bytes` chooses the quality, but `codec_quality` is given. Leave one out.")
-    if args.sleep_every_n_steps and "lora" in (args.wake_plasticity, args.first_wake_plasticity):
+    if args.sleep_every_n_steps and args.wake_plasticity == "lora":
         raise ValueError(
             "A nap changes the weights that the factors of `wake_plasticity='lora'` belong to. Pass "
             "`sleep_every_n_steps=0`, or another plasticity."

@@ -6,11 +6,9 @@ from pathlib import Path
 from peft import LoraConfig
 from transformers import TrainingArguments
 
-from ..codecs.learned.networks import FIT_LAYERS
 from ..codecs.registry import CODECS
 from ..memory.budget import parse_bytes
 from .argument_checks import check_choices, check_combinations, check_device, check_fixed, check_numbers
-from .lora import default_lora_config
 from .sleep_config import SleepConfig
 
 CHOSEN = "Chosen from backbone and stream by default."
@@ -24,7 +22,7 @@ class ContinualTrainingArguments(TrainingArguments):
     """
 
     learning_rate: float | None = field(
-        default=None, metadata={"help": f"Peak learning rate of the head in wake. {CHOSEN}"}
+        default=None, metadata={"help": f"Peak learning rate of the head, awake and asleep. {CHOSEN}"}
     )
     num_train_epochs: float = field(default=1, metadata={"help": "Epochs of the wake of each task."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Images in a batch of wake."})
@@ -54,12 +52,6 @@ class ContinualTrainingArguments(TrainingArguments):
     codec_quality: int | None = field(
         default=None, metadata={"help": "Quality of the codec, 0..100, if it has one. Its own by default."}
     )
-    codec_target_bytes: float | None = field(
-        default=None,
-        metadata={
-            "help": "With the codec 'learned': mean size of a code, measured on the first task, instead of a quality."
-        },
-    )
     codec_fit_steps: int = field(
         default=0,
         metadata={
@@ -67,44 +59,13 @@ class ContinualTrainingArguments(TrainingArguments):
             "first task. Useful for images that are unlike photographs. 0 fits only its lookup table of pixel values."
         },
     )
-    codec_fit_layers: str = field(
-        default="outer",
-        metadata={
-            "help": "What `codec_fit_steps` fit: the 'outer' layers (38 kB of the budget), with 'context' also the "
-            "context model (151 kB), or 'all' layers (761 kB). The more, the smaller the codes.",
-            "choices": list(FIT_LAYERS),
-        },
-    )
-    memory_selection: str = field(
-        default="herding",
-        metadata={
-            "help": "Which images of a class are kept when the memory is full: 'reservoir' (a uniform sample) or "
-            "'herding' (those whose features together are nearest to the mean of all).",
-            "choices": ["herding", "reservoir"],
-        },
-    )
     wake_plasticity: str | None = field(
         default=None,
         metadata={
-            "help": "What wake trains: 'full' (all weights), 'head' (the classifier), or 'lora' (the classifier, and "
-            f"low-rank factors of the backbone's weights, into which they are merged). {CHOSEN}",
-            "choices": ["full", "head", "lora"],
-        },
-    )
-    first_wake_plasticity: str | None = field(
-        default=None,
-        metadata={
-            "help": "`wake_plasticity` of the first task alone, such as 'full' for a backbone from scratch. By "
-            "default that of the other tasks.",
-            "choices": ["full", "head", "lora"],
-        },
-    )
-    head_init: str = field(
-        default="lda",
-        metadata={
-            "help": "What the output units of new classes start from: 'lda', the closed-form weights of LDA, which "
-            "recognise them before any training, or 'random' weights.",
-            "choices": ["random", "lda"],
+            "help": "What wake trains: 'full' (all weights), 'head' (the classifier), 'full-first' (all weights in "
+            "the first task, then the classifier), or 'lora' (the classifier, and low-rank factors of the backbone's "
+            f"weights, into which they are merged). {CHOSEN}",
+            "choices": ["full", "full-first", "head", "lora"],
         },
     )
     wake_replay: bool | None = field(
@@ -124,7 +85,6 @@ class ContinualTrainingArguments(TrainingArguments):
     sleep_batch_size: int = field(
         default=32, metadata={"help": "Memories in a batch of sleep, over all processes, balanced over classes."}
     )
-    sleep_cycles: int = field(default=1, metadata={"help": "Number of NREM-REM cycles in a sleep."})
     rem_share: float = field(
         default=0.0,
         metadata={"help": "Share of every cycle that is REM, in which memories are recombined; 0 for none."},
@@ -133,18 +93,6 @@ class ContinualTrainingArguments(TrainingArguments):
         default=0, metadata={"help": "Take a nap of `nap_steps` steps every so many steps of wake. 0 for no naps."}
     )
     nap_steps: int = field(default=20, metadata={"help": "Optimizer steps of a nap."})
-    sleep_learning_rate: float | None = field(
-        default=None, metadata={"help": f"Peak learning rate of the head in sleep. {CHOSEN}"}
-    )
-    sleep_lr_scheduler_type: str | None = field(
-        default=None,
-        metadata={
-            "help": "Schedule of the learning rate in sleep, after warm-up in the first tenth of the steps: 'cosine', "
-            "or 'constant_with_warmup', which suits `sleep_average`. "
-            f"{CHOSEN}",
-            "choices": ["cosine", "constant_with_warmup"],
-        },
-    )
     sleep_average: float | None = field(
         default=None,
         metadata={
@@ -160,13 +108,6 @@ class ContinualTrainingArguments(TrainingArguments):
             "choices": ["full", "head", "lora"],
         },
     )
-    lora_rank: int = field(
-        default=8,
-        metadata={
-            "help": "Rank of the factors that 'lora' puts into all linear layers of the backbone, unless the trainer "
-            "is given a `lora_config`."
-        },
-    )
     freeze_fraction: float = field(
         default=0.0,
         metadata={
@@ -174,9 +115,6 @@ class ContinualTrainingArguments(TrainingArguments):
             "for all classes so far, in addition to those frozen before; 0 freezes no more. Costs one bit of the "
             "memory budget per weight."
         },
-    )
-    importance_images: int = field(
-        default=256, metadata={"help": "Memories on which a sleep measures which weights to freeze, if any."}
     )
     backbone_learning_rate_ratio: float | None = field(
         default=None,
@@ -196,14 +134,6 @@ class ContinualTrainingArguments(TrainingArguments):
         default=True,
         metadata={
             "help": "Whether callbacks that have a state, such as early stopping, get it back when a run resumes."
-        },
-    )
-    lda_update: str = field(
-        default="carry",
-        metadata={
-            "help": "How LDA follows a backbone that was trained: 'carry' its statistics along, by a map fitted to "
-            "how the features of memories moved, or 'recompute' them from memories alone.",
-            "choices": ["carry", "recompute"],
         },
     )
     held_out_share: float = field(
@@ -228,17 +158,13 @@ class ContinualTrainingArguments(TrainingArguments):
             "choices": ["none", "crop", "crop-flip"],
         },
     )
-    crop_scale: float = field(default=0.6, metadata={"help": "Smallest share of the area in a random resized crop."})
-    evaluate_lda: bool = field(
-        default=True,
+    measure: str = field(
+        default="basic",
         metadata={
-            "help": "Evaluate LDA alone once a task is in memory, before any training on it: one more pass over "
-            "the evaluation images."
+            "help": "What is measured of every task: 'basic', or 'full': also the accuracy of LDA alone before any "
+            "training on the task, and forward transfer, for up to three more passes over its images.",
+            "choices": ["basic", "full"],
         },
-    )
-    forward_transfer: bool = field(
-        default=True,
-        metadata={"help": "Measure forward transfer: two more forward passes over every task before it is trained."},
     )
 
     def __post_init__(self):
@@ -257,7 +183,9 @@ class ContinualTrainingArguments(TrainingArguments):
 
     def wake_plasticity_of(self, task: int) -> str:
         """Return what wake trains in task number `task`, from 0."""
-        return self.first_wake_plasticity or self.wake_plasticity if task == 0 else self.wake_plasticity
+        if self.wake_plasticity == "full-first":
+            return "full" if task == 0 else "head"
+        return self.wake_plasticity
 
     def replays_awake(self, task: int) -> bool:
         """Return whether the wake of task number `task`, from 0, adds memories of earlier tasks to its batches."""
@@ -278,24 +206,23 @@ class ContinualTrainingArguments(TrainingArguments):
     @property
     def plasticities(self) -> set[str]:
         """All kinds of plasticity of a run."""
-        return {self.wake_plasticity_of(0), self.wake_plasticity, self.sleep_plasticity}
+        return {self.wake_plasticity_of(0), self.wake_plasticity_of(1), self.sleep_plasticity}
 
     def sleep_config(self, task: int = 0, lora_config: LoraConfig | None = None) -> SleepConfig:
         """Return how the sleep after a task goes; what is `None` here has the default of [`SleepConfig`].
 
         Args:
             task (`int`, defaults to 0): Number of the task, from 0.
-            lora_config (`peft.LoraConfig`, *optional*): Factors that plasticity `"lora"` trains, instead of those of
-                rank `lora_rank` in all linear layers.
+            lora_config (`peft.LoraConfig`, *optional*): Factors that plasticity `"lora"` trains; of rank 8 in all
+                linear layers of the backbone if missing.
         """
         open_values = {
             "steps": self.sleep_steps,
-            "learning_rate": self.sleep_learning_rate,
+            "learning_rate": self.learning_rate,
             "backbone_learning_rate_ratio": self.backbone_learning_rate_ratio,
             "label_smoothing": self.label_smoothing_factor,
             "augmentation": self.augmentation,
             "average": self.sleep_average,
-            "lr_scheduler_type": self.sleep_lr_scheduler_type,
         }
         return SleepConfig(
             **{name: value for name, value in open_values.items() if value is not None},
@@ -305,15 +232,12 @@ class ContinualTrainingArguments(TrainingArguments):
             adam_epsilon=self.adam_epsilon,
             max_grad_norm=self.max_grad_norm,
             plasticity=self.sleep_plasticity,
-            lora_config=lora_config or default_lora_config(self.lora_rank),
-            cycles=self.sleep_cycles,
+            lora_config=lora_config,
             rem_share=self.rem_share,
-            crop_scale=self.crop_scale,
             held_out_share=self.held_out_share,
             lda_weight=self.lda_weight,
-            lda_update=self.lda_update if self.trains_backbone(task) else "keep",
+            lda_update="carry" if self.trains_backbone(task) else "keep",
             freeze_fraction=self.freeze_fraction,
-            importance_images=self.importance_images,
             rng_key=(self.seed, task),
             eval_batch_size=self.per_device_eval_batch_size,
             mixed_precision=self.mixed_precision,

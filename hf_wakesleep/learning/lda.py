@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from ..data.images import ImageReader
 from ..memory.memory import SemiParametricMemory
-from ..memory.sampling import held_out_mask
 from ..model.head_wakesleep import LinearDiscriminant
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from .distributed import share_buffers, share_value
@@ -41,20 +40,16 @@ def update_lda(
         accelerator (`Accelerator`, *optional*): Its processes all get what the first one computes.
 
     Returns:
-        `float`: Accuracy of the classifier mixed with LDA on held-out memories; NaN if there are none. Recomputed
-        statistics include these memories only after it was measured. Statistics that are carried along or kept
-        include the original images of these memories all the time, so they may flatter it.
+        `float`: Accuracy of the classifier mixed with LDA on held-out memories; NaN if there are none. The statistics
+        include the original images of these memories, so they may flatter it.
 
     Raises:
         ValueError: If they are to be carried along, but `features_before` is missing or of other memories.
     """
     if config.lda_update == "carry" and features_before is None:
-        raise ValueError("Expected `features_before` to carry LDA along from. Pass it, or another `lda_update`.")
+        raise ValueError("Expected `features_before` to carry LDA along from. Pass it, or `lda_update='keep'`.")
     lda, share, accelerator = model.head.lda, config.held_out_share, accelerator or Accelerator()
-    is_recomputed = config.lda_update == "recompute"
-    if is_recomputed:
-        lda.reset()
-    positions = np.arange(len(memory)) if is_recomputed else drift_positions(memory, share)
+    positions = drift_positions(memory, share)
     if config.lda_update == "carry" and len(features_before) != len(positions):
         raise ValueError(
             f"Expected `features_before` of {len(positions)} memories, as `drift_features` gives them now, got "
@@ -62,11 +57,7 @@ def update_lda(
         )
     found = list(memory_features(model, memory, reader, config, positions, "sleep: LDA"))
     features, labels = (torch.cat(parts) for parts in list(zip(*found, strict=True))[1:])  # (M, D), (M,)
-    is_out = held_out_mask(memory.labels, memory.tasks, share)[positions]
-    if is_recomputed:
-        replayed = torch.from_numpy(np.flatnonzero(~is_out)).to(labels.device)
-        lda.update(features[replayed], labels[replayed])
-    elif config.lda_update == "carry":
+    if config.lda_update == "carry":
         is_new = torch.from_numpy(memory.tasks[positions] == memory.tasks.max())
         carry(lda, features_before, features, labels, is_new)
     rows = torch.from_numpy(np.flatnonzero(np.isin(positions, measured_positions(memory, share)))).to(labels.device)
@@ -77,10 +68,6 @@ def update_lda(
     set_lda_weight(model, weight)
     if len(rows):
         accuracy = _accuracy(model, features[rows], labels[rows])
-    if is_recomputed:
-        out = torch.from_numpy(np.flatnonzero(is_out)).to(labels.device)
-        lda.update(features[out], labels[out])
-        lda.refresh()
     share_buffers(accelerator, model)
     return accuracy
 

@@ -42,9 +42,9 @@ ABOUT = {"task_type", "auto_mapping", "peft_version", "base_model_name_or_path",
 INITIAL = (True, False, "gaussian", "orthogonal")  # initial factors that do not change the backbone's weights
 
 
-def default_lora_config(rank: int = 8) -> LoraConfig:
-    """Return factors of all linear layers of the backbone, scaled by 2."""
-    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+def default_lora_config() -> LoraConfig:
+    """Return factors of rank 8 of all linear layers of the backbone, scaled by 2."""
+    return LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
 
 
 def describe(config: LoraConfig) -> str:
@@ -146,7 +146,7 @@ def load_factors(model: WakeSleepForImageClassification, stored: dict[str, torch
         raise ValueError(
             f"Expected {len(expected)} factors of LoRA in the checkpoint, got {len(got)}; {name} has shape "
             f"{got.get(name)} there, {expected.get(name)} here. Go on with the same `wake_plasticity`, "
-            "`sleep_plasticity`, `lora_rank` and `lora_config`."
+            "`sleep_plasticity` and `lora_config`."
         )
     model.backbone.load_state_dict(stored, strict=False)
 

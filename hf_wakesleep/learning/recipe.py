@@ -89,7 +89,6 @@ def choose(args: ContinualTrainingArguments, facts: Facts) -> dict[str, Choice]:
         chosen = {
             "wake_plasticity": Choice("head", "a pretrained backbone learns asleep, among all classes"),
             "learning_rate": Choice(1e-3, "of the head"),
-            "sleep_learning_rate": Choice(1e-3, "of the head"),
             "backbone_learning_rate_ratio": Choice(0.05, "awake; asleep up to 6 times as much, the worse LDA ranks"),
             "sleep_average": Choice(
                 0.0 if facts.is_sharded else 0.9, "smooths steps at a high rate, where FSDP lets it"
@@ -98,17 +97,11 @@ def choose(args: ContinualTrainingArguments, facts: Facts) -> dict[str, Choice]:
     else:
         rate = round(min(2e-3, 1e-3 * 128 / facts.feature_dim), 6)
         chosen = {
-            "wake_plasticity": Choice("head", "after the first task the backbone learns asleep, among all classes"),
+            "wake_plasticity": Choice("full-first", "all weights in the first task; then the backbone learns asleep"),
             "learning_rate": Choice(rate, f"1e-3 at width 128, the less the wider; here {facts.feature_dim}"),
-            "sleep_learning_rate": Choice(rate, "as awake"),
             "backbone_learning_rate_ratio": Choice(1.0, "a backbone from scratch learns as fast as the head"),
             "sleep_average": Choice(0.0, "a rate that falls to zero needs none"),
         }
-    average = chosen["sleep_average"].value if args.sleep_average is None else args.sleep_average
-    schedule = "constant_with_warmup" if average else "cosine"
-    if not facts.is_pretrained and args.wake_plasticity is None:
-        chosen["first_wake_plasticity"] = Choice("full", "a backbone from scratch knows nothing yet")
-    chosen["sleep_lr_scheduler_type"] = Choice(schedule, "an average takes the place of a falling rate")
     chosen["label_smoothing_factor"] = _label_smoothing(facts)
     chosen["augmentation"] = _augmentation(facts)
     return {name: choice for name, choice in chosen.items() if getattr(args, name) is None}

@@ -6,17 +6,15 @@ from torchvision.transforms import v2
 MIXUP_ALPHA = 0.4  # of the Beta distribution of the mixing weight
 
 
-def is_rem(step: int, num_steps: int, num_cycles: int, share: float) -> bool:
-    """Whether a step of a sleep is REM: the steps are split into cycles, and the last `share` of each cycle is REM.
+def is_rem(step: int, num_steps: int, share: float) -> bool:
+    """Whether a step of a sleep is REM: the last `share` of the steps is.
 
     Args:
         step (`int`): Number of the step, from 0.
         num_steps (`int`): All steps of the sleep.
-        num_cycles (`int`): Number of cycles.
-        share (`float`): Share of each cycle that is REM, in [0, 1].
+        share (`float`): Share of the steps that is REM, in [0, 1].
     """
-    within_cycle = step * num_cycles % num_steps / num_steps  # in [0, 1)
-    return within_cycle >= 1 - share
+    return step / num_steps >= 1 - share
 
 
 def recombine(pixel_values: torch.Tensor, labels: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -58,7 +58,8 @@ class Replay:
         optimizer = torch.optim.AdamW(groups, betas=config.adam_betas, eps=config.adam_epsilon, fused=True)
         self.frozen.attach(optimizer)
         self.model, self.optimizer = accelerator.prepare(trained, optimizer)
-        self.scheduler = get_scheduler(config.lr_scheduler_type, self.optimizer, config.steps // 10, config.steps)
+        schedule = "constant_with_warmup" if config.average else "cosine"  # an average needs no falling rate
+        self.scheduler = get_scheduler(schedule, self.optimizer, config.steps // 10, config.steps)
         self._average = WeightAverage(trained, config.average) if config.average else None
         self.step, self.seconds_before, self.accuracy_before = 0, 0.0, math.nan
         self._start = time.perf_counter()
@@ -160,7 +161,7 @@ class Replay:
         config, accelerator, step = self.config, self.accelerator, self.step
         torch.manual_seed(seeded_generator(*config.rng_key, step, accelerator.process_index).initial_seed())
         pixel_values, labels = self._batch()
-        dreams = is_rem(step, config.steps, config.cycles, config.rem_share)
+        dreams = is_rem(step, config.steps, config.rem_share)
         targets = labels
         if dreams:
             pixel_values, targets = recombine(pixel_values, labels, len(self.memory.classes))
@@ -194,7 +195,7 @@ class Replay:
         images, labels = self.memory.read(positions[accelerator.process_index :: accelerator.num_processes])
         pixel_values = self.reader.normalise(images.to(accelerator.device))
         generator = seeded_generator(*config.rng_key, self.step, accelerator.process_index)
-        augmented = augment(pixel_values, config.augmentation, config.crop_scale, generator)
+        augmented = augment(pixel_values, config.augmentation, generator)
         return augmented, labels.to(accelerator.device)
 
 

@@ -78,8 +78,8 @@ def consolidate(  # noqa: PLR0913
 ) -> SleepReport:
     """Sleep: replay memories of all classes into the network, bring LDA up to date, and freeze what matters most.
 
-    Steps are split into `cycles`; the last `rem_share` of each is REM, the rest is NREM. The loss is the cross-entropy
-    over all classes, on memories in NREM and on recombined memories in REM. The number of steps is fixed, so a sleep
+    The last `rem_share` of the steps is REM, the rest is NREM. The loss is the cross-entropy over all classes, on
+    memories in NREM and on recombined memories in REM. The number of steps is fixed, so a sleep
     costs the same after every task.
 
     Args:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 from peft import LoraConfig
 
-_COUNTS = {"steps": 0, "batch_size": 1, "cycles": 1, "importance_images": 1, "eval_batch_size": 1}  # and the least
+_COUNTS = {"steps": 0, "batch_size": 1, "importance_images": 1, "eval_batch_size": 1}  # and the least
 _CHOICES = {
     "augmentation": ("none", "crop", "crop-flip"),
-    "lda_update": ("carry", "recompute", "keep"),
-    "lr_scheduler_type": ("cosine", "constant_with_warmup"),
+    "lda_update": ("carry", "keep"),
     "mixed_precision": ("no", "bf16", "fp16"),
     "non_finite_loss": ("stop", "skip"),
     "plasticity": ("full", "head", "lora"),
@@ -26,7 +25,6 @@ _RANGES = {
     "held_out_share": (lambda value: 0 <= value < 1, "in [0, 1)"),
     "freeze_fraction": (lambda value: 0 <= value < 1, "in [0, 1)"),
     "rem_share": (lambda value: 0 <= value <= 1, "in [0, 1]"),
-    "crop_scale": (lambda value: 0 < value <= 1, "in (0, 1]"),
     "lda_weight": (lambda value: 0 <= value <= 1, "in [0, 1]"),
     "enough_loss": (lambda value: value >= 0, "at least 0"),
 }
@@ -40,9 +38,9 @@ class SleepConfig:
     Args:
         steps (`int`): Optimizer steps, whatever the number of tasks; with 0 only the weight of LDA is set.
         batch_size (`int`): Memories in a batch, over all processes, balanced over classes.
-        learning_rate (`float`): Peak learning rate of the head.
+        learning_rate (`float`): Peak learning rate of the head, after warm-up in the first tenth of the steps. Then it
+            falls to 0 along a cosine, or stays if there is an average.
         backbone_learning_rate_ratio (`float`): Learning rate of the backbone divided by that of the head.
-        lr_scheduler_type (`str`): `"cosine"` or `"constant_with_warmup"`; the first tenth of the steps is warm-up.
         weight_decay (`float`): Of AdamW, for all parameters with two dimensions or more.
         adam_betas (`tuple[float, float]`): Of AdamW.
         adam_epsilon (`float`): Of AdamW.
@@ -54,14 +52,12 @@ class SleepConfig:
         plasticity (`str`): What learns: `"full"`, `"head"`, or `"lora"`.
         lora_config (`peft.LoraConfig`, *optional*): Factors that `"lora"` trains; of rank 8 in all linear layers of
             the backbone if missing.
-        cycles (`int`): Number of NREM-REM cycles that the steps are split into.
-        rem_share (`float`): Share of every cycle that is REM, in [0, 1].
+        rem_share (`float`): Share of the steps, the last ones, that is REM, in [0, 1].
         augmentation (`str`): `"none"`, `"crop"` or `"crop-flip"`.
-        crop_scale (`float`): Smallest share of the area in a random resized crop.
         held_out_share (`float`): Share of the memories of each class that is not replayed, but measured on.
         lda_weight (`float`, *optional*): Weight of LDA in predictions; set on held-out memories if missing.
-        lda_update (`str`): How LDA's statistics follow a trained backbone: `"carry"` them along, or `"recompute"` them
-            from memories; `"keep"` them if the backbone is not trained.
+        lda_update (`str`): How LDA's statistics follow the backbone: `"carry"` them along, by a map fitted to how the
+            features of memories moved, or `"keep"` them if it is not trained.
         freeze_fraction (`float`): Share of the entries of each weight tensor that is frozen after the sleep.
         importance_images (`int`): Number of memories on which importance is measured, if weights are frozen.
         rng_key (`tuple[int, ...]`): Integers that seed all randomness, such as the seed and the number of the task.
@@ -78,7 +74,6 @@ class SleepConfig:
     batch_size: int = 64
     learning_rate: float = 1e-3
     backbone_learning_rate_ratio: float = 0.05
-    lr_scheduler_type: str = "cosine"
     weight_decay: float = 0.0
     adam_betas: tuple[float, float] = (0.9, 0.999)
     adam_epsilon: float = 1e-8
@@ -88,10 +83,8 @@ class SleepConfig:
     average: float = 0.0
     plasticity: str = "full"
     lora_config: LoraConfig | None = None
-    cycles: int = 1
     rem_share: float = 0.0
     augmentation: str = "none"
-    crop_scale: float = 0.6
     held_out_share: float = 0.1
     lda_weight: float | None = None
     lda_update: str = "carry"

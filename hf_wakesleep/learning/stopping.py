@@ -91,7 +91,7 @@ class StepCheck:
                 f"Expected a finite loss, but that of {step} is infinite or not a number. Nothing was changed by "
                 "this step, and the last stage and checkpoint are intact. Set `max_grad_norm`, use `bf16` instead of "
                 "`fp16`, or pass `non_finite_loss='skip'` to leave such steps out, and go on with "
-                "`resume_from_checkpoint=True`; or lower `learning_rate` or `sleep_learning_rate`, and start the task "
+                "`resume_from_checkpoint=True`; or lower `learning_rate`, and start the task "
                 "again from the last stage."
             )
         if failed:

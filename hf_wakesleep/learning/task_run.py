@@ -148,11 +148,11 @@ class TaskRun:
             self.record.set_scores(stored.scores)
             return
         wake = WakePass(model, context.reader, args, context.accelerator)
-        if args.forward_transfer and self.number > 0:
+        if args.measure == "full" and self.number > 0:
             self.record.before_accuracy = wake.probe(*images.probe_images(self.number))
         label2id = model.config.label2id
         wake.write(images.train_images(self.number, label2id), context.memory, self.number)
-        if args.evaluate_lda:
+        if args.measure == "full":
             self.record.lda_accuracy = self._evaluate_lda(wake, images.eval_sets(self.number + 1, label2id))
         if context.memory is not None and self.sleep_config.lda_update == "carry":
             features = drift_features(model, context.memory, context.reader, self.sleep_config)
@@ -181,9 +181,8 @@ class TaskRun:
         context, args = self.context, self.context.args
         if args.replays_awake(self.number):
             self._wake_replay = WakeReplay(context.memory, context.reader, self.number, args.seed)
-        if args.head_init == "lda":
-            first = len(model.config.classes) - len(self.record.new_classes)
-            model.head.start_from_lda(first, args.label_smoothing_factor)
+        first_new = len(model.config.classes) - len(self.record.new_classes)
+        model.head.start_from_lda(first_new, args.label_smoothing_factor)
         context.check.exit_if_asked()
         self._seed()
         self.frozen = FrozenEntries(model, None if context.memory is None else context.memory.synapses)
@@ -215,7 +214,7 @@ class TaskRun:
         generator = seeded_generator(args.seed, self.number, step, repetition, args.process_index)
         return {
             **inputs,
-            "pixel_values": augment(inputs["pixel_values"], args.augmentation, args.crop_scale, generator),
+            "pixel_values": augment(inputs["pixel_values"], args.augmentation, generator),
         }
 
     def nap(self, model: WakeSleepForImageClassification, step: int) -> None:
@@ -270,7 +269,7 @@ class TaskRun:
         if is_worse(before, after, count):
             logger.warning(
                 f"The sleep after {self.stage} did harm: of {count} held-out memories {after:.1%} are right after it, "
-                f"{before:.1%} before. Pass a lower `sleep_learning_rate` or fewer `sleep_steps`, and go on from the "
+                f"{before:.1%} before. Pass a lower `learning_rate` or fewer `sleep_steps`, and go on from the "
                 "stage before."
             )
 

@@ -99,7 +99,7 @@ class ContinualTrainer(ClassifierTrainer):
 
     def _check_lora(self, lora_config: LoraConfig | None) -> LoraConfig:
         """Return what plasticity `"lora"` trains, if the model can take it."""
-        chosen = default_lora_config(self.args.lora_rank) if lora_config is None else lora_config
+        chosen = default_lora_config() if lora_config is None else lora_config
         if "lora" in self.args.plasticities:
             check_lora(self.model, chosen, self.accelerator)
         elif lora_config is not None:
@@ -186,7 +186,7 @@ class ContinualTrainer(ClassifierTrainer):
             tqdm.write(choices_table(self.choices))
         if self.memory is not None and self.memory.budget is not None:
             self._wake_pass().check_budget(self.images.tasks[len(self.history) :], self.memory)
-        if args.forward_transfer and not len(self.history):
+        if args.measure == "full" and not len(self.history):
             self.history.untrained = self._probe_untrained(output_dir if resume else None)
         self._save_history()
         return None if checkpoint is None else str(checkpoint)

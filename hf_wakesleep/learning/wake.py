@@ -69,22 +69,21 @@ class WakePass:
                 code_features.append(features.cpu().numpy())
         self.model.head.lda.refresh()
         if memory is not None:
-            is_herded = self.args.memory_selection == "herding" and codes
-            ranks = herding_ranks(np.concatenate(code_features), np.asarray(code_labels)) if is_herded else None
+            ranks = herding_ranks(np.concatenate(code_features), np.asarray(code_labels)) if codes else None
             memory.write(codes, code_labels, task, ranks)
         share_buffers(self.accelerator, self.model)
 
     def fitted(self, memory: SemiParametricMemory, tasks: Sequence[Task]) -> LearnedCodec:
         """Return the learned codec of a new memory, fitted to images of the first task.
 
-        `codec_target_bytes` and `codec_fit_*` say how. If no quality is given, the budget chooses it.
+        If no quality is given, the budget chooses it.
 
         Args:
             memory ([`SemiParametricMemory`]): An empty memory.
             tasks (`Sequence[Task]`): The tasks to come.
         """
         args, codec = self.args, memory.codec
-        if memory.budget is not None and args.codec_quality is None and args.codec_target_bytes is None:
+        if memory.budget is not None and args.codec_quality is None:
             num_classes = len({name for task in tasks for name in task.classes})
             statistics = self.model.head.lda.num_bytes + self.model.head.lda.bytes_per_class * num_classes
             free_bytes = memory.budget - statistics - codec.num_bytes
@@ -92,9 +91,7 @@ class WakePass:
             codec = LearnedCodec(code_quality(self._pixels_of(tasks[0], TRIED_IMAGES), num_images, free_bytes))
         return codec.fit(
             self._pixels_of(tasks[0], FIT_IMAGES),
-            args.codec_target_bytes,
             steps=args.codec_fit_steps,
-            layers=args.codec_fit_layers,
             seed=args.seed,
             shows_progress=args.shows_progress,
         )

@@ -113,7 +113,7 @@ def test_a_learned_memory_is_written_and_inspected_beside_its_originals(tmp_path
     data = digits_of(range(2), 12)
     data.to_parquet(tmp_path / "train.parquet")
     args = ["--train_file", "train.parquet", "--test_file", "train.parquet", "--num_tasks", "2", "--codec", "learned"]
-    train(tmp_path, *args, "--codec_fit_steps", "2", "--codec_target_bytes", "30", *SHORT_SLEEP, "--output_dir", "out")
+    train(tmp_path, *args, "--codec_fit_steps", "2", *SHORT_SLEEP, "--output_dir", "out")
     done = run_example("inspect_memory.py", "out/task-02", "--data_files", "train.parquet", cwd=tmp_path)
     assert "24 codes by 'learned'" in done.stdout
     assert "originals above their memories" in done.stdout

@@ -107,7 +107,7 @@ def test_an_image_that_is_gone_between_tasks_is_named_and_the_run_goes_on_when_i
 
 
 def test_a_worker_that_dies_stops_the_run_which_goes_on(make_trainer, tmp_path, monkeypatch):
-    settings = {**STOPPABLE, "dataloader_num_workers": 2, "forward_transfer": False}
+    settings = {**STOPPABLE, "dataloader_num_workers": 2}
     whole = make_trainer(output_dir="whole", **settings)
     whole.train()
     parent, get = os.getpid(), TaskImages.__getitem__

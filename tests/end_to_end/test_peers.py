@@ -28,7 +28,6 @@ RECIPE = learner.Recipe(
     label_smoothing=0.0,
     batch_size=12,
     augmentation="none",
-    crop_scale=1.0,
     from_scratch=False,
     bf16=False,
     seed=0,

@@ -34,7 +34,7 @@ def test_two_processes_hold_the_same_and_write_what_one_writes(tmp_path, plastic
 @pytest.mark.parametrize("accident", ["noise", "norms"])
 def test_what_processes_compute_or_see_for_themselves_is_shared(tmp_path, accident):
     """Sums that a device makes in any order, and running statistics of the images that a process has seen."""
-    both = run(tmp_path / "out", 2, accident, lda_update="recompute" if accident == "noise" else "carry")
+    both = run(tmp_path / "out", 2, accident)
     assert both[0] == both[1]
     assert both[0]["set"] == both[0]["stream"] > 0.5
     assert both[0]["hidden"] == [47, 4]
@@ -82,8 +82,7 @@ def test_two_processes_learn_what_one_learns_with_the_same_total_batch(tmp_path)
 
     Output units start at random: solving for those of LDA magnifies the rounding of its statistics.
     """
-    settings = {"num_train_epochs": 2, "sleep_steps": 20, "learning_rate": 1e-3, "sleep_learning_rate": 1e-3}
-    settings["head_init"] = "random"
+    settings = {"num_train_epochs": 2, "sleep_steps": 20, "learning_rate": 1e-3}
     (one,) = run(tmp_path / "one", 1, "even", **settings, per_device_train_batch_size=16)
     two, _ = run(tmp_path / "two", 2, "even", **settings, per_device_train_batch_size=8)
     assert_same_weights(tmp_path / "one" / "task-01", tmp_path / "two" / "task-01")
@@ -94,7 +93,7 @@ def test_two_processes_learn_what_one_learns_with_the_same_total_batch(tmp_path)
 
 def test_shards_learn_what_whole_models_learn_and_can_be_stopped(tmp_path):
     """FSDP2, on two processes: accelerate shards on a CPU once it is told that it may."""
-    settings = {"num_train_epochs": 2, "sleep_steps": 20, "learning_rate": 1e-3, "sleep_learning_rate": 1e-3}
+    settings = {"num_train_epochs": 2, "sleep_steps": 20, "learning_rate": 1e-3}
     settings |= {"save_strategy": "steps", "save_steps": 4, "per_device_train_batch_size": 8}
     whole, _ = run(tmp_path / "whole", 2, "even", **settings)
     shards = run(tmp_path / "shards", 2, "even", "shard", **settings)

@@ -14,7 +14,7 @@ from hf_wakesleep import ClassIncrementalStream, History, WakeSleepForImageClass
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = {"num_train_epochs": 2, "save_steps": 2, "forward_transfer": False, "evaluate_lda": False}
+SETTINGS = {"num_train_epochs": 2, "save_steps": 2}
 
 
 def stream_of(data):
@@ -96,7 +96,7 @@ def test_after_the_image_is_repaired_the_run_goes_on(make_trainer, data):
 @pytest.mark.parametrize("task", [0, 1])
 def test_a_memory_written_from_other_images_is_not_used(make_trainer, data, drop, tmp_path, task):
     """A task is in memory, and has no checkpoint yet, when the run is stopped and one of its images is dropped."""
-    settings = {"save_strategy": "steps", "save_steps": 100, "forward_transfer": False}
+    settings = {"save_strategy": "steps", "save_steps": 100}
     stopped = make_trainer(stream=stream_of(data), **settings)
     stopped.add_callback(StopAt(stopped, task, step=0))
     with pytest.raises(StopError):
@@ -112,16 +112,16 @@ def test_a_memory_written_from_other_images_is_not_used(make_trainer, data, drop
 def test_with_forward_transfer_the_image_is_found_before_anything_is_trained(make_trainer, data, tmp_path):
     damage(path_of(data))
     with pytest.raises(ValueError, match="of the training images of task-02 cannot be read"):
-        make_trainer(stream=stream_of(data), forward_transfer=True).train()
+        make_trainer(stream=stream_of(data), measure="full").train()
     assert not (tmp_path / "out" / "task-01").exists()
 
 
 def test_what_was_measured_of_a_task_that_has_changed_is_unknown(make_trainer, data, drop, tmp_path):
     path = path_of(data)
-    make_trainer(stream=stream_of(data), forward_transfer=True).train()
+    make_trainer(stream=stream_of(data), measure="full").train()
     assert History.load(tmp_path / "out" / "task-01").untrained.keys() == {"task-02"}
     for kept, is_known in ((data, True), (drop(path), False)):
         shutil.rmtree(tmp_path / "out" / "task-02", ignore_errors=True)
-        resumed = make_trainer(stream=stream_of(kept), forward_transfer=True)
+        resumed = make_trainer(stream=stream_of(kept), measure="full")
         resumed.train(resume_from_checkpoint=True)
         assert math.isnan(resumed.history.records[1].untrained_accuracy) != is_known

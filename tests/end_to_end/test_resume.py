@@ -133,9 +133,9 @@ def test_what_was_written_with_other_arguments_is_written_anew(make_trainer):
     stopped.add_callback(StopAt(stopped, task=0, step=2))
     with pytest.raises(StopError):
         stopped.train()
-    resumed = make_trainer(**{**settings, "held_out_share": 0.3, "memory_selection": "reservoir"})
+    resumed = make_trainer(**{**settings, "held_out_share": 0.3})
     resumed.train(resume_from_checkpoint=True)
-    expected = make_trainer(output_dir="whole", **{**settings, "held_out_share": 0.3, "memory_selection": "reservoir"})
+    expected = make_trainer(output_dir="whole", **{**settings, "held_out_share": 0.3})
     expected.train()
     assert_same_end(expected, resumed)
 
@@ -296,7 +296,6 @@ def make_small(make_trainer):
     return lambda folder, **changes: make_trainer(
         output_dir=folder,
         stream=ClassIncrementalStream(data, num_tasks=2),
-        forward_transfer=False,
         **settings,
         **changes,
     )

@@ -189,7 +189,7 @@ def test_an_unreadable_image_is_refused_before_anything_is_trained(make_trainer,
     features = Features({"image": Image(), "label": stream[1].train_dataset.features["label"]})
     data = Dataset.from_dict({"image": cells, "label": broken["label"][:]}, features=features)
     task = type(stream[1])(stream[1].name, stream[1].classes, stream[1].new_classes, data, stream[1].eval_dataset)
-    trainer = make_trainer(stream=TaskStream([stream[0], task], stream.protocol))
+    trainer = make_trainer(stream=TaskStream([stream[0], task], stream.protocol), measure="full")
     with pytest.raises(ValueError, match="image 5 of the training images of task-02 cannot be read"):
         trainer.train()
     assert not find_stages(tmp_path / "out")
@@ -214,7 +214,7 @@ def test_replay_awake_mixes_memories_of_earlier_tasks_into_every_batch(make_trai
 def test_an_epoch_awake_replays_each_memory_once_when_there_are_as_many(make_trainer):
     trainer = make_trainer(
         stream=ClassIncrementalStream(digits_of(range(4), 12), num_tasks=2), codec="raw", wake_replay=True,
-        wake_plasticity="head", sleep_steps=0, num_train_epochs=1, forward_transfer=False,
+        wake_plasticity="head", sleep_steps=0, num_train_epochs=1,
         per_device_train_batch_size=6, gradient_accumulation_steps=2,
     )  # fmt: skip
     replayed, read = [], trainer.memory.read
@@ -228,7 +228,7 @@ def test_the_seed_decides_on_order_augmentation_and_memories_awake(make_trainer)
     for seed in (1, 1, 2):
         trainer = make_trainer(
             output_dir=str(len(seen)), stream=ClassIncrementalStream(data, num_tasks=2), seed=seed, codec="raw",
-            wake_replay=True, sleep_steps=0, max_steps=1, augmentation="crop", forward_transfer=False,
+            wake_replay=True, sleep_steps=0, max_steps=1, augmentation="crop",
         )  # fmt: skip
         looks, step = [], trainer.training_step
         trainer.training_step = lambda model, inputs, *args, looks=looks, step=step: (
@@ -431,16 +431,6 @@ def test_the_learned_codec_of_a_new_memory_is_fitted_to_the_first_task_alone(mak
     assert later.memory.codec.state_dict() == {}
 
 
-def test_a_codec_is_fitted_to_a_size(make_trainer):
-    sizes = []
-    for target in (30, 20):
-        trainer = make_trainer(codec="learned", codec_target_bytes=target, output_dir=str(target))
-        trainer.train()
-        sizes.append(trainer.memory.num_bytes.codes / len(trainer.memory))
-    assert 20 < sizes[0] <= 31
-    assert 10 < sizes[1] <= 21
-
-
 def test_a_stage_without_memory_is_not_slept_on(make_trainer, tmp_path):
     make_trainer(memory_budget="0", sleep_steps=0).train()
     model = WakeSleepForImageClassification.from_pretrained(tmp_path / "out" / "task-02")
@@ -521,13 +511,13 @@ def test_a_processor_of_another_size_is_refused(make_trainer, make_model, make_a
 
 
 def test_lda_answers_for_a_task_before_any_training_on_it(make_trainer):
-    trainer = make_trainer(head_init="lda", num_train_epochs=0, sleep_steps=0, wake_plasticity="head")
+    trainer = make_trainer(measure="full", num_train_epochs=0, sleep_steps=0, wake_plasticity="head")
     trainer.train()
     records = trainer.history.records
     assert [len(record.lda_accuracy) for record in records] == [1, 2]
     assert records[1].lda_accuracy[1] > 0.6
     assert "LDA alone" in trainer.history.table()
-    trainer = make_trainer(output_dir="without", evaluate_lda=False)
+    trainer = make_trainer(output_dir="without")
     trainer.train()
     assert [record.lda_accuracy for record in trainer.history.records] == [[], []]
 
@@ -553,7 +543,7 @@ def test_naps_inside_wake_are_counted_change_the_end_and_survive_a_stop(make_tra
 
 def test_naps_alone_bring_lda_to_the_backbone_that_they_trained(make_trainer):
     trainer = make_trainer(
-        sleep_every_n_steps=2, nap_steps=5, sleep_steps=0, wake_plasticity="head", lda_update="recompute",
+        sleep_every_n_steps=2, nap_steps=5, sleep_steps=0, wake_plasticity="head",
         memory_budget="1MB", codec="raw",
     )  # fmt: skip
     trainer.train()
@@ -561,7 +551,6 @@ def test_naps_alone_bring_lda_to_the_backbone_that_they_trained(make_trainer):
     images, labels = trainer.memory.read(range(len(trainer.memory)))
     with torch.no_grad():
         features = model.extract_features(trainer.reader.normalise(images)).double()
-    for label in range(4):
-        torch.testing.assert_close(
-            model.head.lda.means[label].double(), features[labels == label].mean(dim=0), rtol=1e-3, atol=1e-3
-        )
+    means = torch.stack([features[labels == label].mean(dim=0) for label in range(4)])
+    off = (model.head.lda.means.double() - means).norm(dim=1)
+    assert (off < 0.1 * torch.pdist(means).min()).all()

@@ -1,5 +1,7 @@
 """Importance: the diagonal of the empirical Fisher information, and its top share."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,9 +11,9 @@ from hf_wakesleep.learning.freezing import freeze_synapses, importance, log_like
 
 def test_importance_is_the_mean_squared_gradient_of_the_log_likelihood(asleep, make_args):
     model, memory, reader = asleep
-    args = make_args(importance_images=7, per_device_eval_batch_size=3)
+    args = make_args(per_device_eval_batch_size=3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = importance(model, memory, reader, args.sleep_config(2))
+    found = importance(model, memory, reader, replace(args.sleep_config(2), importance_images=7))
     positions = memory.balanced_sampler().draw(7, (args.seed, 2))
     model.eval()
     expected = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
@@ -29,12 +31,12 @@ def test_importance_is_the_mean_squared_gradient_of_the_log_likelihood(asleep, m
 
 def test_importance_repeats_bit_for_bit_whatever_learns(asleep, make_args):
     model, memory, reader = asleep
-    args = make_args(importance_images=4)
-    first = importance(model, memory, reader, args.sleep_config(0))
+    config = replace(make_args().sleep_config(0), importance_images=4)
+    first = importance(model, memory, reader, config)
     model.backbone.requires_grad_(False)
-    second = importance(model.train(), memory, reader, args.sleep_config(0))
+    second = importance(model.train(), memory, reader, config)
     assert all(torch.equal(value, second[name]) for name, value in first.items())
-    other = importance(model, memory, reader, args.sleep_config(1))
+    other = importance(model, memory, reader, replace(config, rng_key=(42, 1)))
     assert not torch.equal(first["head.classifier.weight"], other["head.classifier.weight"])
 
 
@@ -82,14 +84,14 @@ def test_the_top_share_is_frozen_however_well_the_classes_are_apart(asleep, make
         is_right = (model.head.classifier(features).argmax(dim=-1) == labels).cpu()
     known = SemiParametricMemory(memory.codec, None, memory.classes)
     known.write(memory.codes(is_right.nonzero()[:, 0].numpy()), memory.labels[is_right.numpy()], task=0)
-    args = make_args(importance_images=8, freeze_fraction=0.1)
-    for name, mask in freeze_synapses(model, known, reader, args.sleep_config(0)).masks(model).items():
+    config = replace(make_args(freeze_fraction=0.1).sleep_config(0), importance_images=8)
+    for name, mask in freeze_synapses(model, known, reader, config).masks(model).items():
         assert mask.sum() == int(0.1 * mask.numel()), name
 
 
 def test_the_top_share_is_frozen_after_a_task_of_one_class(make_trainer, digits):
     stream = ClassIncrementalStream(digits, classes_per_task=[1, 3])
-    trainer = make_trainer(stream=TaskStream(stream[:1], stream.protocol), freeze_fraction=0.1, importance_images=8)
+    trainer = make_trainer(stream=TaskStream(stream[:1], stream.protocol), freeze_fraction=0.1)
     trainer.train()
     for mask in trainer.memory.synapses.masks(trainer.model).values():
         assert mask.sum() == int(0.1 * mask.numel())

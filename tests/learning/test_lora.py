@@ -27,7 +27,7 @@ TIMM = TimmWrapperConfig(
     num_labels=0,
 )
 CONFIGS = {
-    "default": lora.default_lora_config(8),
+    "default": lora.default_lora_config(),
     "all linear layers if none are named": LoraConfig(r=3),
     "some, with a convolution": LoraConfig(target_modules=r".*(projection|fc1|patch_embed\.proj)", lora_dropout=0.5),
     "gaussian, scaled by rank": LoraConfig(r=2, init_lora_weights="gaussian", use_rslora=True),
@@ -161,7 +161,7 @@ def test_a_sleep_changes_the_chosen_weights_by_the_chosen_rank(asleep, make_args
         consolidate(
             sleeper,
             memory,
-            make_args(sleep_plasticity="lora", lda_update="recompute").sleep_config(lora_config=config),
+            make_args(sleep_plasticity="lora").sleep_config(lora_config=config),
             reader=reader,
         )
     assert equal_states(model, twin)
@@ -180,7 +180,7 @@ def test_a_sleep_changes_the_chosen_weights_by_the_chosen_rank(asleep, make_args
 def test_a_description_names_the_rank_and_what_is_not_the_default():
     config = LoraConfig(r=4, target_modules=["fc2", "fc1"])
     assert lora.describe(config) == "r=4, target_modules=['fc1', 'fc2']"
-    assert lora.describe(lora.default_lora_config(8)) == "lora_alpha=16, r=8, target_modules='all-linear'"
+    assert lora.describe(lora.default_lora_config()) == "lora_alpha=16, r=8, target_modules='all-linear'"
 
 
 def test_lda_follows_a_backbone_that_wake_has_changed(make_trainer, make_model, monkeypatch):
@@ -237,7 +237,10 @@ def test_a_run_stopped_asleep_ends_the_same(make_trainer, whole, tmp_path, monke
 
 def goes_on_the_same(make_trainer, whole, part):
     """Go on with a stopped run, with other factors in vain, then with the same."""
-    for changes in ({"lora_rank": 4}, {f"{part}_plasticity": "full"}):
+    for changes in (
+        {"lora_config": LoraConfig(r=4)},
+        {f"{part}_plasticity": "full"},
+    ):
         other = make_trainer(output_dir="stopped", **{**LORA, **changes})
         with pytest.raises(ValueError, match="Expected the arguments that .* was made with"):
             other.train(resume_from_checkpoint=True)

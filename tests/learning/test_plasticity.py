@@ -119,7 +119,7 @@ def test_running_statistics_stay_while_factors_learn(name, make_trainer, digits)
     model = model_around(name)
     few = {split: data.select(range(0, len(data), 10)) for split, data in digits.items()}
     before = {key: value.clone() for key, value in model.backbone.state_dict().items()}
-    factors = {"wake_plasticity": "lora", "sleep_plasticity": "lora", "lora_rank": 2}
+    factors = {"wake_plasticity": "lora", "sleep_plasticity": "lora"}
     short = {"per_device_train_batch_size": 8, "sleep_batch_size": 4, "sleep_steps": 2, "memory_budget": "10MB"}
     stream = ClassIncrementalStream(DatasetDict(few), num_tasks=2, seed=3)
     trainer = make_trainer(model, stream, **factors, **short)

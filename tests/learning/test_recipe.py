@@ -16,7 +16,6 @@ from hf_wakesleep.memory.table import INDEX_BYTES
 
 OPEN = {
     "learning_rate": None,
-    "sleep_learning_rate": None,
     "sleep_steps": None,
     "backbone_learning_rate_ratio": None,
     "wake_plasticity": None,
@@ -30,23 +29,19 @@ def test_what_is_left_open_is_chosen_and_what_is_given_is_not(make_args):
     assert {name: choice.value for name, choice in pretrained.items()} == {
         "wake_plasticity": "head",
         "learning_rate": 1e-3,
-        "sleep_learning_rate": 1e-3,
         "backbone_learning_rate_ratio": 0.05,
         "sleep_average": 0.9,
-        "sleep_lr_scheduler_type": "constant_with_warmup",
         "label_smoothing_factor": 0.1,
         "augmentation": "crop-flip",
     }
     scratch = choose(make_args(**OPEN), SCRATCH)
     assert scratch["backbone_learning_rate_ratio"].value == 1.0
-    assert scratch["learning_rate"].value == scratch["sleep_learning_rate"].value == 5e-4
+    assert scratch["learning_rate"].value == 5e-4
     assert scratch["augmentation"].value == "crop"
-    assert (scratch["first_wake_plasticity"].value, scratch["wake_plasticity"].value) == ("full", "head")
-    assert (scratch["sleep_average"].value, scratch["sleep_lr_scheduler_type"].value) == (0, "cosine")
-    assert choose(make_args(sleep_average=0.0, **OPEN), PRETRAINED)["sleep_lr_scheduler_type"].value == "cosine"
+    assert (scratch["wake_plasticity"].value, scratch["sleep_average"].value) == ("full-first", 0)
     assert choose(make_args(**OPEN), replace(PRETRAINED, is_sharded=True))["sleep_average"].value == 0
     given = choose(make_args(learning_rate=0.5, augmentation="none"), PRETRAINED)
-    assert not {"learning_rate", "sleep_learning_rate", "backbone_learning_rate_ratio", "augmentation"} & given.keys()
+    assert not {"learning_rate", "backbone_learning_rate_ratio", "augmentation"} & given.keys()
     lines = choices_table(scratch).splitlines()
     assert len(lines) == 1 + len(scratch)
     assert all(
@@ -69,9 +64,9 @@ def test_facts_are_those_of_the_backbone_and_the_first_images(make_model):
 
 def test_a_sleep_follows_the_images_of_its_task_but_is_no_shorter_than_that_of_a_mean_task(make_args):
     args = make_args(sleep_batch_size=10)
-    assert sleep_steps(args, True, 100, []) == 80
-    assert sleep_steps(args, True, 200, [100]) == 160
-    assert sleep_steps(args, True, 2, [100]) == round(8 * 51 / 10)
+    assert sleep_steps(args, True, 100, []) == 120
+    assert sleep_steps(args, True, 200, [100]) == 240
+    assert sleep_steps(args, True, 2, [100]) == round(12 * 51 / 10)
     assert sleep_steps(args, True, 1, []) == 1
     assert sleep_steps(args, False, 1000, [1000] * 50) == sleep_steps(args, False, 1000, [])
 

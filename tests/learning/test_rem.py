@@ -10,11 +10,10 @@ from hf_wakesleep import consolidate
 from hf_wakesleep.learning.rem import is_rem, recombine
 
 
-def test_the_last_share_of_every_cycle_is_rem():
-    assert [is_rem(step, 10, 1, 0.3) for step in range(10)] == [False] * 7 + [True] * 3
-    assert [is_rem(step, 8, 2, 0.5) for step in range(8)] == [False, False, True, True] * 2
-    assert not any(is_rem(step, 10, 3, 0.0) for step in range(10))
-    assert all(is_rem(step, 10, 3, 1.0) for step in range(10))
+def test_the_last_share_of_the_steps_is_rem():
+    assert [is_rem(step, 10, 0.3) for step in range(10)] == [False] * 7 + [True] * 3
+    assert not any(is_rem(step, 10, 0.0) for step in range(10))
+    assert all(is_rem(step, 10, 1.0) for step in range(10))
 
 
 def test_targets_are_mixed_as_the_pixels_are():
@@ -31,9 +30,7 @@ def test_targets_are_mixed_as_the_pixels_are():
 
 def test_rem_and_nrem_report_losses_of_their_own(asleep, make_args):
     model, memory, reader = asleep
-    report = consolidate(
-        model, memory, make_args(sleep_steps=12, sleep_cycles=2, rem_share=0.5).sleep_config(), reader=reader
-    )
+    report = consolidate(model, memory, make_args(sleep_steps=12, rem_share=0.5).sleep_config(), reader=reader)
     assert report.rem_loss > 0
     assert report.loss > 0
     assert np.isnan(consolidate(model, memory, make_args(rem_share=1.0).sleep_config(), reader=reader).loss)

@@ -98,7 +98,7 @@ def test_a_step_asleep_that_is_not_finite_can_be_skipped(asleep, make_args, monk
 
 def test_a_sleep_left_and_gone_on_with_ends_the_same_without_a_trainer(asleep, make_args, make_model):
     model, memory, reader = asleep
-    args = make_args(sleep_steps=10, augmentation="crop", sleep_average=0.8, sleep_cycles=2, rem_share=0.5)
+    args = make_args(sleep_steps=10, augmentation="crop", sleep_average=0.8, rem_share=0.5)
     config, before = args.sleep_config(), drift_features(model, memory, reader, args.sleep_config())
     saved = {}
 

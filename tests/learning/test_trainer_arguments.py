@@ -270,11 +270,11 @@ def test_a_search_of_hyper_parameters_is_refused(make_trainer):
 
 
 def test_early_stopping_ends_a_wake_by_the_accuracy_of_all_tasks(make_trainer):
-    """Nothing is learned at a rate of zero, so that the second evaluation of every task stops its wake."""
+    """Nothing is learned at such a rate, so that the second evaluation of every task stops its wake."""
     trainer = make_trainer(
         callbacks=[EarlyStoppingCallback(1)],
         num_train_epochs=6,
-        learning_rate=0.0,
+        learning_rate=1e-30,
         eval_strategy="epoch",
         metric_for_best_model="accuracy",
         save_strategy="best",
@@ -399,7 +399,7 @@ def test_all_that_is_logged_lies_in_the_output_folder(make_trainer, tmp_path, mo
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.chdir(tmp_path)
-    trainer = make_trainer(report_to=["tensorboard"], logging_steps=2)
+    trainer = make_trainer(report_to=["tensorboard"], logging_steps=2, measure="full")
     trainer.train()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     events = EventAccumulator(str(tmp_path / "out" / "runs"))

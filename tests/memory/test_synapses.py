@@ -26,7 +26,7 @@ from hf_wakesleep.model.digests_wakesleep import write_digests
 from hf_wakesleep.reporting.plots import plot_synapses
 from hf_wakesleep.stages.checkpoint import find_checkpoints
 
-FREEZING = {"freeze_fraction": 0.3, "importance_images": 12}
+FREEZING = {"freeze_fraction": 0.3}
 
 
 @pytest.fixture

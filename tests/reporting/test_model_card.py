@@ -267,7 +267,6 @@ def test_settings_are_what_differs_from_the_defaults(make_model, make_args):
         "wake_plasticity": "full",
         "sleep_steps": 33,
         "sleep_batch_size": 16,
-        "sleep_learning_rate": 3e-3,
         "backbone_learning_rate_ratio": 1.0,
         "seed": 5,
     }

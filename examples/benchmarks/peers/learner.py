@@ -31,7 +31,6 @@ class Recipe:
         label_smoothing (`float`): In the cross-entropy of those methods that have one over all classes.
         batch_size (`int`): Images in a step, memories among them.
         augmentation (`str`): `"none"`, `"crop"` or `"crop-flip"`.
-        crop_scale (`float`): Smallest share of the area that a crop keeps.
         from_scratch (`bool`): Whether the backbone has learned nothing before the first task.
         bf16 (`bool`): Whether training and prediction run in bfloat16 autocast.
         seed (`int`): Seed of batches, augmentation and memory.
@@ -49,7 +48,6 @@ class Recipe:
     label_smoothing: float
     batch_size: int
     augmentation: str
-    crop_scale: float
     from_scratch: bool
     bf16: bool
     seed: int
@@ -149,7 +147,7 @@ class Learner(ABC):
 
     def augmented(self, images: torch.Tensor) -> torch.Tensor:
         """Return uint8 images normalised and augmented, as the library does it."""
-        return augment(self.normalise(images), self.recipe.augmentation, self.recipe.crop_scale, self.generator)
+        return augment(self.normalise(images), self.recipe.augmentation, self.generator)
 
     def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return logits (B, C) of the classifier."""
