@@ -85,7 +85,6 @@ CHOSEN_IF_NONE = (
     "backbone_learning_rate_ratio",
     "label_smoothing_factor",
     "learning_rate",
-    "sleep_average",
     "sleep_steps",
     "wake_plasticity",
 )

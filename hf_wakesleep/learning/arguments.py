@@ -93,12 +93,11 @@ class ContinualTrainingArguments(TrainingArguments):
         default=0, metadata={"help": "Take a nap of `nap_steps` steps every so many steps of wake. 0 for no naps."}
     )
     nap_steps: int = field(default=20, metadata={"help": "Optimizer steps of a nap."})
-    sleep_average: float | None = field(
-        default=None,
+    sleep_average: float = field(
+        default=0.0,
         metadata={
             "help": "Decay of a moving average of the weights over the steps of a sleep; the sleep ends with the "
-            "average. 0 for no average. "
-            f"{CHOSEN}"
+            "average. 0 for no average."
         },
     )
     sleep_plasticity: str = field(
@@ -222,7 +221,6 @@ class ContinualTrainingArguments(TrainingArguments):
             "backbone_learning_rate_ratio": self.backbone_learning_rate_ratio,
             "label_smoothing": self.label_smoothing_factor,
             "augmentation": self.augmentation,
-            "average": self.sleep_average,
         }
         return SleepConfig(
             **{name: value for name, value in open_values.items() if value is not None},
@@ -233,6 +231,7 @@ class ContinualTrainingArguments(TrainingArguments):
             max_grad_norm=self.max_grad_norm,
             plasticity=self.sleep_plasticity,
             lora_config=lora_config,
+            average=self.sleep_average,
             rem_share=self.rem_share,
             held_out_share=self.held_out_share,
             lda_weight=self.lda_weight,

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 
 from ..codecs.learned.codec import LearnedCodec
@@ -33,14 +32,12 @@ class Facts:
         feature_dim (`int`): Its feature width D.
         side (`int`): Shorter side of the first images in pixels, or that of the model's input if it is smaller.
         is_coloured (`bool`): Whether one of these images is not grey.
-        is_sharded (`bool`): Whether FSDP shards the model while it is trained.
     """
 
     is_pretrained: bool
     feature_dim: int
     side: int
     is_coloured: bool
-    is_sharded: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,6 @@ def facts_of(model: WakeSleepForImageClassification, images: Dataset) -> Facts:
         feature_dim=model.head.feature_dim,
         side=min(model.config.image_size, *(min(picture.size) for picture in pictures)),
         is_coloured=max(spans) > GREY,
-        is_sharded=parse_flag_from_env("ACCELERATE_USE_FSDP"),
     )
 
 
@@ -90,9 +86,6 @@ def choose(args: ContinualTrainingArguments, facts: Facts) -> dict[str, Choice]:
             "wake_plasticity": Choice("head", "a pretrained backbone learns asleep, among all classes"),
             "learning_rate": Choice(1e-3, "of the head"),
             "backbone_learning_rate_ratio": Choice(0.05, "awake; asleep up to 6 times as much, the worse LDA ranks"),
-            "sleep_average": Choice(
-                0.0 if facts.is_sharded else 0.9, "smooths steps at a high rate, where FSDP lets it"
-            ),
         }
     else:
         rate = round(min(2e-3, 1e-3 * 128 / facts.feature_dim), 6)
@@ -100,7 +93,6 @@ def choose(args: ContinualTrainingArguments, facts: Facts) -> dict[str, Choice]:
             "wake_plasticity": Choice("full-first", "all weights in the first task; then the backbone learns asleep"),
             "learning_rate": Choice(rate, f"1e-3 at width 128, the less the wider; here {facts.feature_dim}"),
             "backbone_learning_rate_ratio": Choice(1.0, "a backbone from scratch learns as fast as the head"),
-            "sleep_average": Choice(0.0, "a rate that falls to zero needs none"),
         }
     chosen["label_smoothing_factor"] = _label_smoothing(facts)
     chosen["augmentation"] = _augmentation(facts)

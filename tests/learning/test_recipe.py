@@ -1,7 +1,6 @@
 """Recipe: what is chosen for arguments that are left open, and that nothing given is touched."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import PIL.Image as Pillow
@@ -30,7 +29,6 @@ def test_what_is_left_open_is_chosen_and_what_is_given_is_not(make_args):
         "wake_plasticity": "head",
         "learning_rate": 1e-3,
         "backbone_learning_rate_ratio": 0.05,
-        "sleep_average": 0.9,
         "label_smoothing_factor": 0.1,
         "augmentation": "crop-flip",
     }
@@ -38,8 +36,7 @@ def test_what_is_left_open_is_chosen_and_what_is_given_is_not(make_args):
     assert scratch["backbone_learning_rate_ratio"].value == 1.0
     assert scratch["learning_rate"].value == 5e-4
     assert scratch["augmentation"].value == "crop"
-    assert (scratch["wake_plasticity"].value, scratch["sleep_average"].value) == ("full-first", 0)
-    assert choose(make_args(**OPEN), replace(PRETRAINED, is_sharded=True))["sleep_average"].value == 0
+    assert scratch["wake_plasticity"].value == "full-first"
     given = choose(make_args(learning_rate=0.5, augmentation="none"), PRETRAINED)
     assert not {"learning_rate", "backbone_learning_rate_ratio", "augmentation"} & given.keys()
     lines = choices_table(scratch).splitlines()
