@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .learning.sleep import SleepReport, consolidate
     from .learning.sleep_config import SleepConfig
     from .learning.trainer import ContinualTrainer
+    from .live.learner import Learner
     from .memory.budget import MemoryBytes
     from .memory.memory import SemiParametricMemory
     from .memory.sampling import herding_ranks
@@ -59,6 +60,7 @@ _MODULES = {
     "data.incremental_streams": ["ClassIncrementalStream", "DomainIncrementalStream"],
     "data.streams": ["Task", "TaskStream"],
     "learning.trainer": ["ContinualTrainer"],
+    "live.learner": ["Learner"],
     "learning.arguments": ["ContinualTrainingArguments"],
 }
 _LAZY = {name: module for module, names in _MODULES.items() for name in names}
@@ -75,6 +77,7 @@ __all__ = [
     "History",
     "LearnedCodec",
     "LearnedNetworks",
+    "Learner",
     "MemoryBytes",
     "RawCodec",
     "SemiParametricHead",

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import numpy as np
 from datasets import ClassLabel, Dataset, Image, concatenate_datasets
 from transformers.utils import logging
 
@@ -209,7 +210,9 @@ def plain_seed(seed: int | None) -> int | None:
 
 
 def _digest(*datasets: Dataset) -> str:
-    digest = hashlib.sha256()
-    for dataset in datasets:
-        digest.update(label_array(dataset, "label").astype("<i8").tobytes())
-    return digest.hexdigest()[:16]
+    return digest_labels(np.concatenate([label_array(dataset, "label") for dataset in datasets]))
+
+
+def digest_labels(labels: np.ndarray) -> str:
+    """Return a short digest of the labels of images, in their order."""
+    return hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()[:16]

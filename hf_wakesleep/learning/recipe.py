@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from datasets import Dataset
+from PIL import Image
 
 from ..codecs.learned.codec import LearnedCodec
 from ..data.streams import Task
@@ -58,16 +59,15 @@ def is_pretrained(model: WakeSleepForImageClassification) -> bool:
     return bool(model.config.backbone_config._name_or_path)
 
 
-def facts_of(model: WakeSleepForImageClassification, images: Dataset) -> Facts:
+def facts_of(model: WakeSleepForImageClassification, pictures: Sequence[Image.Image]) -> Facts:
     """Look at a model and the first images of a stream.
 
     Args:
         model ([`WakeSleepForImageClassification`]): The model, before any training of this run.
-        images (`datasets.Dataset`): Training images of the first task to come, in the column `image`.
+        pictures (`Sequence[PIL.Image.Image]`): Some of the first images of the stream.
     """
-    rows = range(0, len(images), max(1, len(images) // LOOKED_AT))
-    pictures = [images[row]["image"].convert("RGB") for row in rows]
-    spans = [np.ptp(np.asarray(picture, dtype=np.float32), axis=-1).mean() for picture in pictures]
+    pixels = [np.asarray(picture.convert("RGB"), dtype=np.float32) for picture in pictures]
+    spans = [np.ptp(image, axis=-1).mean() for image in pixels]
     return Facts(
         is_pretrained=is_pretrained(model),
         feature_dim=model.head.feature_dim,
@@ -169,6 +169,12 @@ def code_quality(pixels: Sequence[torch.Tensor], num_images: int, free_bytes: in
         if sum(sizes) / len(sizes) * num_images <= free_bytes:
             return quality
     return QUALITIES[-1]
+
+
+def some_of(images: Dataset) -> list[Image.Image]:
+    """Return up to about `LOOKED_AT` images of a dataset with the column `image`, evenly spread."""
+    rows = range(0, len(images), max(1, len(images) // LOOKED_AT))
+    return [images[row]["image"] for row in rows]
 
 
 def first_task(tasks: list[Task | None], num_done: int) -> Task | None:

@@ -30,7 +30,7 @@ from .callbacks import SleepCallback, TaskCallback
 from .classifier_trainer import ClassifierTrainer
 from .distributed import check_equal, check_unsharded, checksums, share_buffers, unwrap
 from .lora import check_lora, default_lora_config, merge
-from .recipe import choices_table, choose, facts_of, first_task, is_pretrained, with_choices
+from .recipe import choices_table, choose, facts_of, first_task, is_pretrained, some_of, with_choices
 from .replay import Replay
 from .resume import check_run, drop_stale, initial_state, refuse_other_run, resume_point
 from .settings import run_settings
@@ -82,7 +82,7 @@ class ContinualTrainer(ClassifierTrainer):
         self.images = StreamImages(align_tasks(stream, self.history), known_images)
         self.run: TaskRun | None = None
         task = first_task(self.images.tasks, len(self.history))
-        self.choices = {} if task is None else choose(args, facts_of(model, task.train_dataset))
+        self.choices = {} if task is None else choose(args, facts_of(model, some_of(task.train_dataset)))
         args = with_choices(args, self.choices)
         super().__init__(model, args, processing_class=processing_class, **kwargs)
         self.lora_config = self._check_lora(lora_config)

@@ -154,6 +154,25 @@ class WakeSleepConfig(PreTrainedConfig):
         self.id2label = dict(enumerate(known + list(names)))
         self.label2id = {name: index for index, name in self.id2label.items()}
 
+    def rename_class(self, old: str, new: str) -> None:
+        """Give a class another name, at the same place.
+
+        Args:
+            old (`str`): Its name.
+            new (`str`): Its new name.
+
+        Raises:
+            ValueError: If `old` is unknown, or `new` is known already or is no name.
+        """
+        known = self.classes
+        if old not in known:
+            raise ValueError(f"Expected a class that is known, got {old!r}. Known are {known[:10]}.")
+        if new in known:
+            raise ValueError(f"Expected a new name, but there is a class {new!r} already. Pass another.")
+        check_class_names([*known, new])
+        self.id2label = {index: new if name == old else name for index, name in enumerate(known)}
+        self.label2id = {name: index for index, name in self.id2label.items()}
+
 
 def vision_part(config: PreTrainedConfig) -> PreTrainedConfig:
     """Return the configuration of the tower that looks at images; of a model with one tower, its own.

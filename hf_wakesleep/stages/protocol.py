@@ -16,16 +16,31 @@ def make_protocol(
     memory: SemiParametricMemory | None,
 ) -> dict:
     """Return the protocol of a run, JSON-able; a run resumes only from stages of the same protocol."""
-    backbone = model.config.backbone_config
     tasks = align_tasks(stream, history)[len(history) :]
     dataset, before = stream.protocol.get("dataset"), _stream_of(history.protocol).get("dataset")
+    described = {
+        **stream.protocol,
+        "dataset": None if len(history) and before != dataset else dataset,  # None if tasks are of several
+        "tasks": [record.fingerprint for record in history.records] + [task.fingerprint() for task in tasks],
+    }
+    return describe_run(model, seed, described, memory)
+
+
+def describe_run(
+    model: WakeSleepForImageClassification, seed: int, stream: dict, memory: SemiParametricMemory | None
+) -> dict:
+    """Return a protocol, JSON-able.
+
+    Args:
+        model ([`WakeSleepForImageClassification`]): Its backbone is described.
+        seed (`int`): Seed of the run.
+        stream (`dict`): How the tasks were made, with the fingerprints of all as `tasks`.
+        memory ([`SemiParametricMemory`], *optional*): Its codec and budget are described.
+    """
+    backbone = model.config.backbone_config
     return {
         "seed": seed,
-        "stream": {
-            **stream.protocol,
-            "dataset": None if len(history) and before != dataset else dataset,  # None if tasks are of several
-            "tasks": [record.fingerprint for record in history.records] + [task.fingerprint() for task in tasks],
-        },
+        "stream": stream,
         "backbone": {
             "model_type": backbone.model_type,
             "name": backbone._name_or_path,

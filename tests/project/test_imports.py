@@ -12,7 +12,7 @@ import hf_wakesleep
 PACKAGE = Path(hf_wakesleep.__file__).parent
 
 # A room may import those before it only, and the modules of a room form no circle.
-ROOMS = ["model", "storage", "codecs", "data", "memory", "reporting", "stages", "learning"]
+ROOMS = ["model", "storage", "codecs", "data", "memory", "reporting", "stages", "learning", "live"]
 
 
 def imports_of(path: Path, at_top: bool = False) -> list[tuple[int, str]]:
