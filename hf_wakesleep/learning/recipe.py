@@ -1,6 +1,7 @@
 """Recipe: what a run does where its arguments do not say, chosen from backbone, stream and first images."""
 
 import copy
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from .argument_checks import check_combinations, check_numbers
 from .arguments import ContinualTrainingArguments
 
 ENOUGH_LOSS = 0.01  # of a sleep with nothing left to learn, above what label smoothing leaves
-QUALITIES = (70, 60, 50, 40, 30)  # of the learned codec, the best first
+QUALITIES = range(30, 91)  # of the learned codec
 GREY = 4.0  # mean difference of the bands of a pixel, of 255, up to which an image is grey: files lose some bits
 LOOKED_AT = 16  # images that tell what the others look like
 REPLAYED_PRETRAINED = 12  # memories that a sleep replays for each new image
@@ -85,13 +86,13 @@ def choose(args: ContinualTrainingArguments, facts: Facts) -> dict[str, Choice]:
         chosen = {
             "wake_plasticity": Choice("head", "a pretrained backbone learns asleep, among all classes"),
             "learning_rate": Choice(1e-3, "of the head"),
-            "backbone_learning_rate_ratio": Choice(0.05, "awake; asleep up to 6 times as much, the worse LDA ranks"),
+            "backbone_learning_rate_ratio": Choice(0.05, "awake; asleep up to 4 times as much, the worse LDA ranks"),
         }
     else:
-        rate = round(min(2e-3, 1e-3 * 128 / facts.feature_dim), 6)
+        rate = round(min(1e-3, 1e-3 * 128 / facts.feature_dim), 6)
         chosen = {
             "wake_plasticity": Choice("full-first", "all weights in the first task; then the backbone learns asleep"),
-            "learning_rate": Choice(rate, f"1e-3 at width 128, the less the wider; here {facts.feature_dim}"),
+            "learning_rate": Choice(rate, f"1e-3 up to width 128, the less the wider; here {facts.feature_dim}"),
             "backbone_learning_rate_ratio": Choice(1.0, "a backbone from scratch learns as fast as the head"),
         }
     chosen["label_smoothing_factor"] = _label_smoothing(facts)
@@ -122,7 +123,7 @@ def sleep_ratio(rank_error: float) -> float:
     Args:
         rank_error (`float`): See [`rank_error`] of `lda.py`.
     """
-    return round(0.05 * min(max(200 * rank_error, 1.0), 6.0), 4)
+    return round(0.05 * min(max(200 * rank_error, 1.0), 4.0), 4)
 
 
 def sleep_steps(args: ContinualTrainingArguments, is_pretrained: bool, num_new: int, num_before: list[int]) -> int:
@@ -164,11 +165,12 @@ def code_quality(pixels: Sequence[torch.Tensor], num_images: int, free_bytes: in
         num_images (`int`): Number of training images of all tasks of the stream.
         free_bytes (`int`): Bytes of the budget that are left for codes.
     """
-    for quality in QUALITIES:
+
+    def is_too_large(quality: int) -> bool:
         sizes = [len(code) + INDEX_BYTES for code in LearnedCodec(quality).encode(pixels)]
-        if sum(sizes) / len(sizes) * num_images <= free_bytes:
-            return quality
-    return QUALITIES[-1]
+        return sum(sizes) / len(sizes) * num_images > free_bytes
+
+    return QUALITIES[max(0, bisect_left(QUALITIES, True, key=is_too_large) - 1)]
 
 
 def some_of(images: Dataset) -> list[Image.Image]:

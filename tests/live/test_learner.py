@@ -138,7 +138,7 @@ def test_the_recipe_chooses_a_sleep_by_what_was_taught_since_the_last_one(learne
     learner.sleep()
     assert [config.steps for config in chosen] == [round(12 * 60 / 32), round(12 * 80 / 3 / 32)]
     assert chosen[0].rng_key != chosen[1].rng_key
-    assert 0.05 <= chosen[0].backbone_learning_rate_ratio <= 0.3
+    assert 0.05 <= chosen[0].backbone_learning_rate_ratio <= 0.2
 
 
 def test_a_stage_holds_everything_and_predicts_in_a_pipeline(learner, tmp_path):
