@@ -55,6 +55,21 @@ def photos(tmp_path):
     return tmp_path
 
 
+def test_a_few_images_are_taught_live(photos):
+    for number, row in enumerate(digits_of(range(3), 4)):
+        home = photos / "few" / str(row["label"])
+        home.mkdir(parents=True, exist_ok=True)
+        row["image"].save(home / f"{number}.png")
+    row["image"].save(photos / "unseen.jpg")
+    code = block("live").replace("image_size=96", "image_size=16")
+    told = "\nprint(Learner.from_pretrained('stage').classes, len(learner.memory))"
+    done = subprocess.run([sys.executable, "-c", code + told], cwd=photos, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "'score'" in done.stdout
+    assert all(f"'{label}'" in done.stdout.splitlines()[-1] for label in range(3))
+    assert done.stdout.split()[-1] == "12"
+
+
 def test_two_months_are_learned_in_python_and_loaded(photos):
     months = block("quick start") + block("next month")
     for given, quick in SHORTER.items():
