@@ -23,7 +23,7 @@ from ..data.columns import class_names, find_column
 from ..data.images import ImageReader, as_image, make_image_processor
 from ..data.streams import digest_labels
 from ..learning.arguments import ContinualTrainingArguments
-from ..learning.drift import drift_features, drift_positions
+from ..learning.drift import drift_features, drift_positions, memory_features
 from ..learning.lda import rank_error, set_lda_weight
 from ..learning.recipe import ENOUGH_LOSS, choose, facts_of, is_pretrained, sleep_ratio, sleep_steps, with_choices
 from ..learning.sleep import SleepReport, consolidate, is_worse
@@ -247,12 +247,44 @@ class Learner:
         model, history, memory = self._copies()
         model.config.rename_class(old, new)
         if memory is not None:
-            memory.classes = list(model.config.classes)
-            memory.set_classes(memory.classes, memory.statistics_bytes)
-        for record in history.records:
-            for names in (record.classes, record.new_classes, record.fingerprint.get("classes", [])):
-                names[:] = [new if name == old else name for name in names]
+            memory.rename(old, new)
+        _rename(history, {old: new})
         self._replace(model, history, memory)
+
+    def forget(self, label: str) -> None:
+        """Remove a class: its codes, its statistics, its output unit, and its name, also in the history.
+
+        Weights of the backbone that a sleep has trained on it stay as they are, and so do older stages on disk.
+        Statistics of all classes share one covariance: the share of this class is taken out as its memories show it,
+        which is exact where all its images are remembered without loss.
+
+        Args:
+            label (`str`): The class.
+
+        Raises:
+            ValueError: If it is unknown or the only one, or weights are frozen.
+        """
+        model, history, memory = self._copies()
+        own_covariance = None
+        if memory is not None and label in memory.classes:
+            own_covariance = self._own_covariance(model, memory, memory.classes.index(label))
+        model.forget(label, own_covariance)
+        if memory is not None:
+            memory.forget(label, model.head.lda.num_bytes)
+        _rename(history, {label: None})
+        history.confusion = []
+        self._replace(model, history, memory)
+
+    def _own_covariance(
+        self, model: WakeSleepForImageClassification, memory: SemiParametricMemory, index: int
+    ) -> torch.Tensor | None:
+        """Return the covariance of features within a class, as its memories show it; `None` if it has one memory."""
+        config = SleepConfig(shows_progress=False)
+        positions = np.flatnonzero(memory.labels == index)
+        if len(positions) < 2:
+            return None
+        found = memory_features(model, memory, self._reader, config, positions, "")
+        return torch.cat([features for _, features, _ in found]).float().T.cov()
 
     def undo(self) -> None:
         """Take back the last change; a second call takes back nothing more.
@@ -332,6 +364,16 @@ class Learner:
             labels = torch.from_numpy(memory.labels[drift_positions(memory, config.held_out_share)])
             config = replace(config, backbone_learning_rate_ratio=sleep_ratio(rank_error(features, labels)))
         return config, features
+
+
+def _rename(history: History, names: dict[str, str | None]) -> None:
+    """Give classes other names everywhere in a history; those whose new name is `None` are left out."""
+    for record in history.records:
+        for classes in (record.classes, record.new_classes, record.fingerprint.get("classes", [])):
+            renamed = [names.get(name, name) for name in classes]
+            classes[:] = [name for name in renamed if name is not None]
+    if "stream" in history.protocol:
+        history.protocol["stream"]["tasks"] = [record.fingerprint for record in history.records]
 
 
 def _record(

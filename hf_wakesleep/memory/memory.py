@@ -95,6 +95,38 @@ class SemiParametricMemory:
             )
         self._change(classes=list(classes), statistics_bytes=statistics_bytes)
 
+    def forget(self, name: str, statistics_bytes: int) -> None:
+        """Remove a class and its codes; those after it move up by one.
+
+        Args:
+            name (`str`): The class.
+            statistics_bytes (`int`): Bytes that the model keeps beside its weights from now on.
+
+        Raises:
+            ValueError: If it is unknown, or weights of its output unit are frozen.
+        """
+        if name not in self.classes:
+            raise ValueError(f"Expected a class that is in memory, got {name!r}. Pass one of {self.classes[:10]}.")
+        if self.synapses is not None:
+            raise ValueError(
+                f"{name!r} cannot be forgotten: weights are frozen, and masks of output units cannot be taken apart. "
+                "Go on from a stage that was learned with `freeze_fraction=0`."
+            )
+        index = self.classes.index(name)
+        rest = self._table.take(np.flatnonzero(self.labels != index))
+        self._table = CodeTable(rest.codes, rest.labels - (rest.labels > index), rest.tasks)
+        self._cache = DecodedImageCache(self.codec)  # the old one may hold its images
+        self.classes = [known for known in self.classes if known != name]
+        self.statistics_bytes = statistics_bytes
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a class another name, and drop codes if the budget is exceeded by it.
+
+        Raises:
+            ValueError: If the budget cannot hold a code of every class any more; nothing is changed then.
+        """
+        self._change(classes=[new if known == old else known for known in self.classes])
+
     def set_budget(self, budget: int | None) -> None:
         """Set another budget, and drop codes that exceed it.
 

@@ -173,6 +173,28 @@ class WakeSleepConfig(PreTrainedConfig):
         self.id2label = {index: new if name == old else name for index, name in enumerate(known)}
         self.label2id = {name: index for index, name in self.id2label.items()}
 
+    def remove_class(self, name: str) -> int:
+        """Remove a class; those after it move up by one.
+
+        Args:
+            name (`str`): Its name.
+
+        Returns:
+            `int`: The index that it had.
+
+        Raises:
+            ValueError: If it is unknown, or the only one.
+        """
+        known = self.classes
+        if name not in known:
+            raise ValueError(f"Expected a class that is known, got {name!r}. Known are {known[:10]}.")
+        if len(known) == 1:
+            raise ValueError(f"Expected a class to remain, but {name!r} is the only one. Teach another first.")
+        index = known.index(name)
+        self.id2label = dict(enumerate(known[:index] + known[index + 1 :]))
+        self.label2id = {label: number for number, label in self.id2label.items()}
+        return index
+
 
 def vision_part(config: PreTrainedConfig) -> PreTrainedConfig:
     """Return the configuration of the tower that looks at images; of a model with one tower, its own.

@@ -138,6 +138,31 @@ class LinearDiscriminant(nn.Module):
         self.scatter.copy_(covariance.to(self.scatter.device)[rows, columns] * freedom)
         self.refresh()
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def forget(self, index: int, own_covariance: torch.Tensor | None = None) -> None:
+        """Remove a class: its count, its mean, and its share of the scatter.
+
+        Only the sum of the scatter of all classes is kept, so that share, (n - 1) times the covariance within the
+        class, must be told. Where it is an estimate, directions in which it exceeds the sum are left with none.
+
+        Args:
+            index (`int`): Which class.
+            own_covariance (`torch.Tensor` of shape `(D, D)`, *optional*): Covariance of features within it; that of
+                all classes if missing.
+        """
+        shared, count = self.covariance(), self.counts[index]
+        own = shared if own_covariance is None else own_covariance.to(shared)
+        freedom = (self.counts.sum() - (self.counts > 0).sum()).clamp(min=1)
+        rest = (shared * freedom - own * (count - 1).clamp(min=0)).double()
+        values, vectors = torch.linalg.eigh(rest.cpu())
+        rest = ((vectors * values.clamp(min=0)) @ vectors.T).to(shared)
+        rows, columns = self._triangle()
+        self.scatter.copy_(rest[rows, columns])
+        keep = torch.arange(len(self.counts), device=self.counts.device) != index
+        self.counts, self.means = self.counts[keep], self.means[keep]
+        self.refresh()
+
     def _triangle(self) -> torch.Tensor:
         """Return row and column of every entry of `scatter`, int64 (2, D (D + 1) / 2)."""
         return torch.tril_indices(*2 * self.means.shape[1:], device=self.scatter.device)
@@ -241,6 +266,22 @@ class SemiParametricHead(nn.Module):
                 grown.scale.copy_(old["scale"])
         self.classifier = grown
         self.lda.grow(num_new)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def forget(self, index: int, own_covariance: torch.Tensor | None = None) -> None:
+        """Remove the output unit of a class and its statistics; what belongs to others keeps its values.
+
+        Args:
+            index (`int`): Which class.
+            own_covariance (`torch.Tensor` of shape `(D, D)`, *optional*): See [`LinearDiscriminant.forget`].
+        """
+        old = self.classifier.state_dict()
+        keep = torch.arange(len(old["weight"]), device=old["weight"].device) != index
+        shrunk = self._new_classifier(len(old["weight"]) - 1).to(self.classifier.weight)
+        shrunk.load_state_dict({name: value[keep] if value.ndim else value for name, value in old.items()})
+        self.classifier = shrunk
+        self.lda.forget(index, own_covariance)
 
     @torch.no_grad()
     def start_from_lda(self, first: int, label_smoothing: float = 0.0) -> None:

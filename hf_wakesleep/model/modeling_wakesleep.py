@@ -189,6 +189,19 @@ class WakeSleepForImageClassification(WakeSleepPreTrainedModel):
         self.config.add_classes(classes)
         self.head.grow(len(classes), generator)
 
+    def forget(self, name: str, own_covariance: torch.Tensor | None = None) -> None:
+        """Remove a class: its name, its output unit and its statistics. The backbone stays as it is.
+
+        Args:
+            name (`str`): The class.
+            own_covariance (`torch.Tensor` of shape `(D, D)`, *optional*): Covariance of features within the class,
+                whose share of the statistics is removed; that of all classes if missing.
+
+        Raises:
+            ValueError: If it is unknown, or the only one.
+        """
+        self.head.forget(self.config.remove_class(name), own_covariance)
+
     def extract_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the backbone's pooled features.
 

@@ -186,12 +186,57 @@ def test_a_class_is_renamed_everywhere(learner, tmp_path):
     assert again.memory.classes == again.classes
 
 
+def test_what_is_forgotten_is_in_no_file_and_no_statistic(make_model, tmp_path):
+    """All images are remembered without loss, so the statistics are those of a learner that never saw the class."""
+    taught = {name: TAUGHT[name] for name in "013"}
+    learner, other = (Learner(make_model(), History(), SemiParametricMemory(RawCodec())) for _ in range(2))
+    learner.teach({**taught, "okapi": TAUGHT["2"]})
+    learner.teach(IMAGES["0"][20:24], "0")
+    other.teach(taught)
+    other.teach(IMAGES["0"][20:24], "0")
+    learner.forget("okapi")
+    assert learner.classes == other.classes == ["0", "1", "3"]
+    lda, expected = learner.model.head.lda.cpu(), other.model.head.lda.cpu()
+    assert torch.equal(lda.counts, expected.counts)
+    torch.testing.assert_close(lda.means, expected.means, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(lda.covariance(), expected.covariance(), rtol=1e-2, atol=1e-3)
+    assert learner.memory.checksum() == other.memory.checksum()
+    learner.save_pretrained(tmp_path / "stage")
+    for path in (tmp_path / "stage").rglob("*"):
+        assert path.is_dir() or b"okapi" not in path.read_bytes(), path
+    again = Learner.from_pretrained(tmp_path / "stage")
+    assert again.predict(IMAGES["3"][30], top_k=3)[0]["label"] in "013"
+    again.teach(TAUGHT["2"], "okapi")
+    assert again.classes == ["0", "1", "3", "okapi"]
+    again.sleep(SleepConfig(steps=2, lda_weight=0.5))
+
+
+def test_a_class_of_a_run_is_forgotten_and_the_others_answer_as_before(make_trainer, tmp_path):
+    make_trainer(codec="webp").train()
+    learner = Learner.from_pretrained(tmp_path / "out" / "task-02")
+    kept = [name for name in learner.classes if name != "1"]
+    before = learner.model.head.classifier.weight[[learner.classes.index(name) for name in kept]].clone()
+    learner.forget("1")
+    assert learner.classes == kept
+    assert torch.equal(learner.model.head.classifier.weight, before)
+    assert [record.new_classes for record in learner.history.records] != []
+    learner.save_pretrained(tmp_path / "stage")
+    assert Learner.from_pretrained(tmp_path / "stage").classes == kept
+    (tmp_path / "frozen").mkdir()
+    make_trainer(output_dir="frozen/run", freeze_fraction=0.1).train()
+    frozen = Learner.from_pretrained(tmp_path / "frozen" / "run" / "task-02")
+    with pytest.raises(ValueError, match="weights are frozen"):
+        frozen.forget("1")
+    assert len(frozen.classes) == 4
+
+
 def test_the_last_change_is_taken_back(learner):
     learner.teach({"0": TAUGHT["0"], "1": TAUGHT["1"]})
     changes = [
         lambda: learner.teach(TAUGHT["2"], "2"),
         lambda: learner.sleep(SleepConfig(steps=2, lda_weight=0.3)),
         lambda: learner.rename("1", "one"),
+        lambda: learner.forget("1"),
     ]
     for change in changes:
         before = state_of(learner)
@@ -230,6 +275,7 @@ class _Unreadable:
         (lambda it: it.rename("5", "6"), ValueError, "class that is known, got '5'"),
         (lambda it: it.rename("0", "1"), ValueError, "a class '1' already"),
         (lambda it: it.rename("0", 1), TypeError, "a text, got 1"),
+        (lambda it: it.forget("5"), ValueError, "class that is known, got '5'"),
         (lambda it: it.sleep(SleepConfig(held_out_share=0.0)), ValueError, "`held_out_share` is 0"),
     ],
 )
@@ -251,6 +297,9 @@ def test_a_learner_without_classes_or_memory_says_what_is_missing(make_model, ma
     ):
         with pytest.raises(ValueError, match=message):
             call()
+    empty.teach(TAUGHT["0"], "0")
+    with pytest.raises(ValueError, match="'0' is the only one"):
+        empty.forget("0")
     make_trainer(memory_budget="0", sleep_steps=0, output_dir="forgetful").train()
     forgetful = Learner.from_pretrained(tmp_path / "forgetful" / "task-02")
     assert len(forgetful.predict(TAUGHT["0"])) == 20
