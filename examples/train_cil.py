@@ -63,12 +63,15 @@ class StreamArguments(DataArguments):
 
 @dataclass
 class TrainingArguments(ContinualTrainingArguments):
-    """ContinualTrainingArguments with a place to write to and the learned codec by default."""
+    """ContinualTrainingArguments with a place to write to, and the learned codec for digits."""
 
     output_dir: str = field(default="out/digits", metadata={"help": "Where stages, history and checkpoints go."})
     codec: str | None = field(
         default=None,
-        metadata={"help": "How memories are coded: 'learned' (by default, or as the stage does), 'webp' or 'raw'."},
+        metadata={
+            "help": "How memories are coded: 'learned' (by default for digits, or if there is a budget), 'webp' "
+            "(else), or 'raw'."
+        },
     )
     save_strategy: str = field(default="no", metadata={"help": "Checkpoints inside a task: 'no', 'steps' or 'epoch'."})
 
@@ -112,8 +115,9 @@ def parse_arguments() -> tuple[StreamArguments, TrainingArguments]:
     """Return the arguments; the method sets defaults, which the command line overrides."""
     parser = HfArgumentParser([StreamArguments, TrainingArguments], allow_abbrev=False)
     if "--help" not in sys.argv and "-h" not in sys.argv:
-        method = parser.parse_known_args()[0].method
-        parser.set_defaults(**{"codec": "learned", **METHODS[method]})
+        given = parser.parse_known_args()[0]
+        is_embedded = not (given.image_folder or given.dataset_name or given.train_file)
+        parser.set_defaults(**{**({"codec": "learned"} if is_embedded else {}), **METHODS[given.method]})
     return parser.parse_args_into_dataclasses()
 
 

@@ -20,6 +20,7 @@ from transformers.image_utils import PILImageResampling
 
 from ..model.configuration_wakesleep import WakeSleepConfig
 from .columns import label_array
+from .streams import Task
 
 MAX_RATIO = 256  # of the sides of an image: the shorter is resized to the model's, which lengthens the longer
 
@@ -175,6 +176,11 @@ class TaskImages(torch.utils.data.Dataset):
         example = self.dataset[row]
         image = open_image(example["image"], f"image {row} of {self.name}", self.mode)
         return {"image": image, "label": None if self.head_index is None else self.head_index[example["label"]]}
+
+
+def unlabelled_images(task: Task) -> TaskImages:
+    """Return the training images of a task, all with label 0: no model need know their classes."""
+    return TaskImages(task.train_dataset, {name: 0 for name in task.classes}, f"the training images of {task.name}")
 
 
 def check_known_classes(names: Iterable[str], label2id: dict[str, int], where: str) -> None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from datasets import Dataset
 from PIL import Image
 
+from ..codecs.base import Codec
 from ..codecs.learned.codec import LearnedCodec
+from ..data.images import unlabelled_images
 from ..data.streams import Task
 from ..memory.table import INDEX_BYTES
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
@@ -86,7 +87,9 @@ def choose(args: ContinualTrainingArguments, facts: Facts) -> dict[str, Choice]:
         chosen = {
             "wake_plasticity": Choice("head", "a pretrained backbone learns asleep, among all classes"),
             "learning_rate": Choice(1e-3, "of the head"),
-            "backbone_learning_rate_ratio": Choice(0.05, "awake; asleep up to 4 times as much, the worse LDA ranks"),
+            "backbone_learning_rate_ratio": Choice(
+                0.05, "asleep up to 4 times as much, if features tell classes apart badly"
+            ),
         }
     else:
         rate = round(min(1e-3, 1e-3 * 128 / facts.feature_dim), 6)
@@ -173,8 +176,9 @@ def code_quality(pixels: Sequence[torch.Tensor], num_images: int, free_bytes: in
     return QUALITIES[max(0, bisect_left(QUALITIES, True, key=is_too_large) - 1)]
 
 
-def some_of(images: Dataset) -> list[Image.Image]:
-    """Return up to about `LOOKED_AT` images of a dataset with the column `image`, evenly spread."""
+def some_of(task: Task) -> list[Image.Image]:
+    """Return about `LOOKED_AT` training images of a task, evenly spread; all if there are fewer."""
+    images = unlabelled_images(task)
     rows = range(0, len(images), max(1, len(images) // LOOKED_AT))
     return [images[row]["image"] for row in rows]
 
@@ -182,6 +186,26 @@ def some_of(images: Dataset) -> list[Image.Image]:
 def first_task(tasks: list[Task | None], num_done: int) -> Task | None:
     """Return the first task that is still to be learned; `None` if there is none."""
     return next((task for task in tasks[num_done:] if task is not None), None)
+
+
+def also_chosen(args: ContinualTrainingArguments, num_steps: int, codec: Codec | None) -> dict[str, Choice]:
+    """Return what is chosen beside [`choose`], to be shown: the codec of a new memory, and the length of sleeps.
+
+    Args:
+        args ([`ContinualTrainingArguments`]): What is given is not returned.
+        num_steps (`int`): Steps of the first sleep.
+        codec ([`Codec`], *optional*): The codec of a new memory; `None` for one that goes on.
+    """
+    chosen = {}
+    if args.sleep_steps is None:
+        chosen["sleep_steps"] = Choice(num_steps, "in the first task; they follow the images of a task")
+    if codec is not None and args.codec is None:
+        chosen["codec"] = Choice(codec.name, "learned codes if there is a budget, else WebP")
+    if codec is not None and args.codec_quality is None and "quality" in codec.settings():
+        chosen["codec_quality"] = Choice(
+            codec.settings()["quality"], "with a budget the best that lets all images fit"
+        )
+    return chosen
 
 
 def choices_table(choices: dict[str, Choice]) -> str:

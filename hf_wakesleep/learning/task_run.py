@@ -259,7 +259,9 @@ class TaskRun:
                 state=self._sleep_state,
                 on_step_end=on_step_end,
             )
-            self._log({f"sleep_{name}": value for name, value in self.report.scalars().items()})
+            self._log(
+                {f"sleep_{name}": value for name, value in self.report.scalars().items() if not math.isnan(value)}
+            )
             self._warn_of_harm(self.report)
             self._stopwatch.enter("awake")
 

@@ -30,7 +30,18 @@ from .callbacks import SleepCallback, TaskCallback
 from .classifier_trainer import ClassifierTrainer
 from .distributed import check_equal, check_unsharded, checksums, share_buffers, unwrap
 from .lora import check_lora, default_lora_config, merge
-from .recipe import choices_table, choose, facts_of, first_task, is_pretrained, some_of, with_choices
+from .recipe import (
+    Choice,
+    also_chosen,
+    choices_table,
+    choose,
+    facts_of,
+    first_task,
+    is_pretrained,
+    sleep_steps,
+    some_of,
+    with_choices,
+)
 from .replay import Replay
 from .resume import check_run, drop_stale, initial_state, refuse_other_run, resume_point
 from .settings import run_settings
@@ -82,7 +93,7 @@ class ContinualTrainer(ClassifierTrainer):
         self.images = StreamImages(align_tasks(stream, self.history), known_images)
         self.run: TaskRun | None = None
         task = first_task(self.images.tasks, len(self.history))
-        self.choices = {} if task is None else choose(args, facts_of(model, some_of(task.train_dataset)))
+        self.choices = {} if task is None else choose(args, facts_of(model, some_of(task)))
         args = with_choices(args, self.choices)
         super().__init__(model, args, processing_class=processing_class, **kwargs)
         self.lora_config = self._check_lora(lora_config)
@@ -183,13 +194,19 @@ class ContinualTrainer(ClassifierTrainer):
         self.history.protocol, self.history.settings = protocol, self._settings
         self.history.chosen = {name: choice.reason for name, choice in self.choices.items()}
         if args.shows_progress and self.choices:
-            tqdm.write(choices_table(self.choices))
+            tqdm.write(choices_table({**self.choices, **self._also_chosen()}))
         if self.memory is not None and self.memory.budget is not None:
             self._wake_pass().check_budget(self.images.tasks[len(self.history) :], self.memory)
         if args.measure == "full" and not len(self.history):
             self.history.untrained = self._probe_untrained(output_dir if resume else None)
         self._save_history()
         return None if checkpoint is None else str(checkpoint)
+
+    def _also_chosen(self) -> dict[str, Choice]:
+        done = [record.num_train_images for record in self.history.records]
+        num_new = len(self.images.tasks[len(done)].train_dataset)
+        steps = sleep_steps(self.args, is_pretrained(self.model), num_new, done)
+        return also_chosen(self.args, steps, None if done or self.memory is None else self.memory.codec)
 
     def _fit_codec(self) -> None:
         """Fit the learned codec of a new memory to images of the first task, once."""

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ..codecs.learned.codec import LearnedCodec
 from ..data.columns import label_array
-from ..data.images import ImageReader, TaskImages
+from ..data.images import ImageReader, TaskImages, unlabelled_images
 from ..data.streams import Task
 from ..memory.memory import SemiParametricMemory
 from ..memory.sampling import herding_ranks
@@ -98,7 +98,7 @@ class WakePass:
 
     def _pixels_of(self, task: Task, number: int) -> list[torch.Tensor]:
         """Return about so many training images of a task, uint8 of shape (3, H, W), as the model takes them."""
-        images = _unlabelled(task)
+        images = unlabelled_images(task)
         rows = range(0, len(images), max(1, len(images) // number))
         return list(self.reader.read([images[row] for row in rows])[0])
 
@@ -115,7 +115,7 @@ class WakePass:
         new = [name for task in tasks for name in task.new_classes if name not in memory.classes]
         codes = []
         for task in tasks:
-            images = _unlabelled(task)
+            images = unlabelled_images(task)
             for row in _first_rows(task, [name for name in task.new_classes if name in new]):
                 codes += memory.codec.encode(self.reader.read([images[row]])[0])
         lda = self.model.head.lda
@@ -210,11 +210,6 @@ class WakeReplay:
             "pixel_values": torch.cat([inputs["pixel_values"], self._reader.normalise(images.to(device))]),
             "labels": torch.cat([inputs["labels"], labels.to(device)]),
         }
-
-
-def _unlabelled(task: Task) -> TaskImages:
-    """Return the training images of a task, all with label 0: the model does not know their classes yet."""
-    return TaskImages(task.train_dataset, {name: 0 for name in task.classes}, f"the training images of {task.name}")
 
 
 def _first_rows(task: Task, classes: Sequence[str]) -> list[int]:

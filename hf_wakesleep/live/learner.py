@@ -73,6 +73,10 @@ class Learner:
         self._reader = ImageReader(self._processor)
         self._before: tuple | None = None
 
+    def __repr__(self) -> str:
+        memories = "no memory" if self.memory is None else f"{len(self.memory):,} memories"
+        return f"Learner({len(self.classes)} classes, {memories})"
+
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **kwargs) -> "Learner":
         """Load a stage from its folder or from the Hub.

@@ -49,6 +49,9 @@ class SemiParametricMemory:
     def __len__(self) -> int:
         return len(self._table)
 
+    def __repr__(self) -> str:
+        return f"SemiParametricMemory({len(self):,} codes of {len(self.classes)} classes by {self.codec.name!r})"
+
     @property
     def num_bytes(self) -> MemoryBytes:
         """What the memory takes now."""

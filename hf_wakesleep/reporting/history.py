@@ -222,7 +222,12 @@ class History:
                 f"Accuracy is unknown for {unknown_classes} of {len(self.classes)} classes and {unknown_tasks} of "
                 f"{len(self)} tasks; these numbers are of the others:"
             )
-        return lines + [f"{name.replace('_', ' '):<30}{_number(value):>10}" for name, value in summary.items()]
+        if len(self) == 1:  # nothing to forget, and nothing that could have helped
+            summary |= dict.fromkeys(("forgetting", "backward_transfer", "forward_transfer"), math.nan)
+        lines += [f"{name.replace('_', ' '):<30}{_number(value):>10}" for name, value in summary.items()]
+        last = self.records[-1]
+        counts = last.evaluated_images or [record.num_eval_images for record in self.records]
+        return [*lines, f"{'evaluation images':<30}{sum(counts):>10,}"]
 
     def _cost_lines(self) -> list[str]:
         last = self.records[-1]
@@ -231,7 +236,7 @@ class History:
         for phase in ("wake", "sleep"):
             seconds = sum(getattr(record, f"{phase}_seconds") for record in self.records)
             images = sum(getattr(record, f"{phase}_images") for record in self.records)
-            lines.append(f"{phase + ' seconds':<30}{seconds:>10.1f}   ({images:,} images)")
+            lines.append(f"{phase + ' seconds, all tasks':<30}{seconds:>10.1f}   ({images:,} images)")
         return lines
 
 

@@ -18,7 +18,6 @@ from hf_wakesleep.learning.recipe import (
     facts_of,
     sleep_ratio,
     sleep_steps,
-    some_of,
 )
 from hf_wakesleep.memory.table import INDEX_BYTES
 
@@ -55,17 +54,22 @@ def test_what_is_left_open_is_chosen_and_what_is_given_is_not(make_args):
     )
 
 
+def pictures(dataset):
+    """Return the images of a dataset."""
+    return list(dataset["image"])
+
+
 def test_facts_are_those_of_the_backbone_and_the_first_images(make_model):
     grey = make_images([0, 1], ["a", "b"], side=5)
-    facts = facts_of(make_model(), some_of(grey))
+    facts = facts_of(make_model(), pictures(grey))
     assert facts == Facts(is_pretrained=False, feature_dim=32, side=5, is_coloured=False)
     rgb = grey.map(lambda row: {"image": row["image"].convert("RGB")})
-    assert not facts_of(make_model(), some_of(rgb)).is_coloured
+    assert not facts_of(make_model(), pictures(rgb)).is_coloured
     red = grey.map(lambda row: {"image": Pillow.merge("RGB", [row["image"], *[Pillow.new("L", (5, 5))] * 2])})
-    assert facts_of(make_model(), some_of(red)).is_coloured
+    assert facts_of(make_model(), pictures(red)).is_coloured
     named = make_model()
     named.config.backbone_config._name_or_path = "somebody/vit"
-    assert facts_of(named, some_of(grey)).is_pretrained
+    assert facts_of(named, pictures(grey)).is_pretrained
 
 
 def test_a_sleep_follows_the_images_of_its_task_but_is_no_shorter_than_that_of_a_mean_task(make_args):

@@ -74,7 +74,7 @@ def test_the_table_shows_the_matrix_and_every_metric():
     table = make_history().table()
     assert "50.0    60.0    90.0" in table
     assert "unknown" not in table
-    for name in ("pooled accuracy", "forgetting", "memory total (bytes)", "wake seconds"):
+    for name in ("pooled accuracy", "forgetting", "memory total (bytes)", "wake seconds, all tasks"):
         assert name in table
 
 
