@@ -87,9 +87,7 @@ def choose(args: ContinualTrainingArguments, facts: Facts) -> dict[str, Choice]:
         chosen = {
             "wake_plasticity": Choice("head", "a pretrained backbone learns asleep, among all classes"),
             "learning_rate": Choice(1e-3, "of the head"),
-            "backbone_learning_rate_ratio": Choice(
-                0.05, "asleep up to 4 times as much, if features tell classes apart badly"
-            ),
+            "backbone_learning_rate_ratio": Choice(0.05, "asleep 1 to 4 times as much, the more classes overlap"),
         }
     else:
         rate = round(min(1e-3, 1e-3 * 128 / facts.feature_dim), 6)
@@ -203,7 +201,7 @@ def also_chosen(args: ContinualTrainingArguments, num_steps: int, codec: Codec |
         chosen["codec"] = Choice(codec.name, "learned codes if there is a budget, else WebP")
     if codec is not None and args.codec_quality is None and "quality" in codec.settings():
         chosen["codec_quality"] = Choice(
-            codec.settings()["quality"], "with a budget the best that lets all images fit"
+            codec.settings()["quality"], "its default; with a budget the best at which all images fit"
         )
     return chosen
 
