@@ -1,5 +1,6 @@
 """Hub: one stage, or the card of a model, sent to its repository."""
 
+import math
 import warnings
 from pathlib import Path
 
@@ -54,6 +55,8 @@ def publish_stage(
     if present is not None:
         return present
     summary = History.load(folder).summary()
+    names = ("pooled_accuracy", "forgetting")
+    known = [f"{name.replace('_', ' ')} {summary[name]:.4f}" for name in names if not math.isnan(summary[name])]
     warnings.filterwarnings("ignore", DATA_FILE, UserWarning)  # `catch_warnings` is not safe in threads
     commit = api.upload_folder(
         folder_path=folder,
@@ -61,10 +64,9 @@ def publish_stage(
         revision=revision,
         allow_patterns=list(STAGE_FILES),
         delete_patterns=["*.safetensors", "*.safetensors.index.json", "memory/*"],
-        commit_message=f"{tag}: pooled accuracy {summary['pooled_accuracy']:.4f}",
+        commit_message=": ".join([tag, *known[:1]]),
     )
-    message = f"pooled accuracy {summary['pooled_accuracy']:.4f}, forgetting {summary['forgetting']:.4f}"
-    api.create_tag(repo_id, tag=tag, tag_message=message, revision=commit.oid)
+    api.create_tag(repo_id, tag=tag, tag_message=", ".join(known) or tag, revision=commit.oid)
     return commit.oid
 
 

@@ -404,3 +404,28 @@ def test_every_refusal_is_tried_again_and_an_organisation_gets_its_private_branc
     assert all(fault.count == 1 for fault in faults)
     assert_all_stages_arrived(hub, out, "lab/digits", "dev")
     run(hub, "-c", INSPECT, cwd=tmp_path)
+
+
+LIVE = """
+import sys
+
+import numpy as np
+
+from hf_wakesleep import Learner
+
+learner = Learner.from_pretrained(sys.argv[1])
+learner.teach(list(np.random.default_rng(0).integers(0, 255, (3, 8, 8), dtype=np.uint8)), "noise")
+commit = learner.push_to_hub("local/live", tag="taught")
+assert learner.push_to_hub("local/live", tag="taught") == commit
+again = Learner.from_pretrained("local/live", revision="taught")
+assert again.memory.checksum() == learner.memory.checksum()
+assert again.history.to_dict() == learner.history.to_dict()
+print(again.classes[-1], len(again.classes))
+"""
+
+
+def test_a_learner_is_sent_and_loaded_by_its_tag(hub, finished, tmp_path):
+    done = run(hub, "-c", LIVE, str(finished / "task-03"), cwd=tmp_path)
+    assert done.stdout.split() == ["noise", "11"]
+    assert "taught" in git(hub, "tag", repo="local/live")
+    assert "nan" not in git(hub, "log", "--format=%B", repo="local/live")
