@@ -6,7 +6,6 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from datasets import Dataset
 from datasets import Image as ImageFeature
 from fsspec.exceptions import FSTimeoutError
 from huggingface_hub.errors import HTTPError
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import ViTImageProcessor
 from transformers.image_utils import PILImageResampling
 
@@ -54,6 +53,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def checked_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image to RGB.
+
+    Raises:
+        ValueError: If its mode holds unbounded values, or it is too long a strip.
+    """
+    if not min(image.size) or max(image.size) > MAX_RATIO * min(image.size):
+        raise ValueError(f"its {image.width} x {image.height} pixels are too long a strip, crop it")
+    return to_rgb(image)
+
+
 def open_image(encoded: dict, where: str, mode: str | None = None) -> Image.Image:
     """Decode one cell of an undecoded `Image` column to RGB, as `datasets` does, turned upright as its EXIF data says.
 
@@ -67,11 +77,8 @@ def open_image(encoded: dict, where: str, mode: str | None = None) -> Image.Imag
         ValueError: If the image is missing, cannot be read, or has a mode without a known range.
     """
     try:
-        image = ImageFeature(mode=mode).decode_example(encoded)
-        if not min(image.size) or max(image.size) > MAX_RATIO * min(image.size):
-            raise ValueError(f"its {image.width} x {image.height} pixels are too long a strip, crop it")
-        return to_rgb(image)
-    except _reading_errors() as error:
+        return checked_rgb(ImageFeature(mode=mode).decode_example(encoded))
+    except reading_errors() as error:
         path = encoded.get("path") if isinstance(encoded, dict) else None
         raise ValueError(
             f"Expected a readable image, but {where} cannot be read ({f'{path!r:.500}: ' if path else ''}"
@@ -79,47 +86,7 @@ def open_image(encoded: dict, where: str, mode: str | None = None) -> Image.Imag
         ) from error
 
 
-def as_image(value, where: str) -> Image.Image:
-    """Return an image in RGB, upright as its EXIF data says.
-
-    Args:
-        value (`PIL.Image.Image`, `str`, `Path`, `numpy.ndarray` or `torch.Tensor`): An image, the path or URL of one,
-            or pixels, uint8: an array of shape (H, W), (H, W, 3) or (H, W, 4), or a tensor of shape (1, H, W) or
-            (3, H, W).
-        where (`str`): What to call the image in an error.
-
-    Raises:
-        TypeError: If it is nothing of that kind.
-        ValueError: If it cannot be read, or its pixels have another shape or type.
-    """
-    if isinstance(value, str | Path):
-        return open_image({"bytes": None, "path": str(value)}, where)
-    if isinstance(value, torch.Tensor):
-        _check_pixels(value, where, value.dtype == torch.uint8 and value.ndim == 3 and len(value) in (1, 3))
-        value = value.cpu().permute(1, 2, 0).squeeze(2).numpy()
-    if isinstance(value, np.ndarray):
-        is_known = value.ndim == 2 or (value.ndim == 3 and value.shape[2] in (3, 4))
-        _check_pixels(value, where, value.dtype == np.uint8 and is_known)
-        value = Image.fromarray(value)
-    if not isinstance(value, Image.Image):
-        raise TypeError(
-            f"Expected {where} to be an image of Pillow, a path, an array or a tensor, got {type(value).__name__}."
-        )
-    try:
-        return to_rgb(ImageOps.exif_transpose(value))
-    except _reading_errors() as error:
-        raise ValueError(f"Expected a readable image, but {where} cannot be read ({error}). Leave it out.") from error
-
-
-def _check_pixels(value, where: str, holds: bool) -> None:
-    if not holds or not value.shape or 0 in value.shape:
-        raise ValueError(
-            f"Expected {where} to hold pixels 0..255, uint8, as an array of shape (H, W), (H, W, 3) or (H, W, 4) or a "
-            f"tensor of shape (1, H, W) or (3, H, W), got {value.dtype} of shape {tuple(value.shape)}. Convert it."
-        )
-
-
-def _reading_errors() -> tuple[type[Exception], ...]:
+def reading_errors() -> tuple[type[Exception], ...]:
     """Return what Pillow, file systems, archives and the network raise for an image that cannot be read."""
     from aiohttp import ClientError  # slow to import, and needed after an error only
 

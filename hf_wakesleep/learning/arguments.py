@@ -87,7 +87,7 @@ class ContinualTrainingArguments(TrainingArguments):
     )
     rem_share: float = field(
         default=0.0,
-        metadata={"help": "Share of every cycle that is REM, in which memories are recombined; 0 for none."},
+        metadata={"help": "Share of a sleep, its end, that is REM, in which memories are recombined; 0 for none."},
     )
     sleep_every_n_steps: int = field(
         default=0, metadata={"help": "Take a nap of `nap_steps` steps every so many steps of wake. 0 for no naps."}

@@ -15,11 +15,12 @@ from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
 from ..data.evaluation import EvalSets, as_image_dataset
-from ..data.images import ImageReader, TaskImages, make_image_processor
+from ..data.images import ImageReader, TaskImages
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from ..reporting.metrics import confusion_counts
 from ..stages.checkpoint import LAST_WRITTEN, SLEEP_NAME, checkpoints_of, drop_old_checkpoints
 from ..stages.outbox import Publisher
+from ..stages.stage import load_processor
 from ..storage.atomic import check_writable, disk_advice, replace_folder, temporary_name
 from ..storage.lock import folder_lock
 from .arguments import ContinualTrainingArguments
@@ -51,7 +52,8 @@ class ClassifierTrainer(Trainer):
     Args:
         model ([`WakeSleepForImageClassification`]): The model.
         args ([`ContinualTrainingArguments`]): The arguments.
-        processing_class (`BaseImageProcessor`, *optional*): Image processor; made from the model's config if missing.
+        processing_class (`BaseImageProcessor`, *optional*): Image processor; that of the stage that the
+            model was loaded from, or made from its config, if missing.
         kwargs: Passed on to `Trainer`.
 
     Raises:
@@ -66,7 +68,7 @@ class ClassifierTrainer(Trainer):
         **kwargs,
     ):
         _check_trainer_arguments(kwargs, args)
-        self.reader = ImageReader(processing_class or make_image_processor(model.config))
+        self.reader = ImageReader(processing_class or load_processor(model))
         size = self.reader.resize([Image.new("RGB", (3, 5))]).shape[-2:]
         if tuple(size) != (model.config.image_size,) * 2:
             raise ValueError(

@@ -96,13 +96,14 @@ def choose(args: ContinualTrainingArguments, facts: Facts) -> dict[str, Choice]:
             "learning_rate": Choice(rate, f"1e-3 up to width 128, the less the wider; here {facts.feature_dim}"),
             "backbone_learning_rate_ratio": Choice(1.0, "a backbone from scratch learns as fast as the head"),
         }
-    chosen["label_smoothing_factor"] = _label_smoothing(facts)
+    chosen["label_smoothing_factor"] = label_smoothing(facts.is_pretrained)
     chosen["augmentation"] = _augmentation(facts)
     return {name: choice for name, choice in chosen.items() if getattr(args, name) is None}
 
 
-def _label_smoothing(facts: Facts) -> Choice:
-    if facts.is_pretrained:
+def label_smoothing(is_pretrained: bool) -> Choice:
+    """Return what the recipe chooses for `label_smoothing_factor`."""
+    if is_pretrained:
         return Choice(0.1, "few images of each class, which a pretrained backbone learns by heart")
     return Choice(0.0, "a backbone from scratch is unsure enough")
 

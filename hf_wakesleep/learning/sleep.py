@@ -79,8 +79,7 @@ def consolidate(  # noqa: PLR0913
     """Sleep: replay memories of all classes into the network, bring LDA up to date, and freeze what matters most.
 
     The last `rem_share` of the steps is REM, the rest is NREM. The loss is the cross-entropy over all classes, on
-    memories in NREM and on recombined memories in REM. The number of steps is fixed, so a sleep
-    costs the same after every task.
+    memories in NREM and on recombined memories in REM. A sleep of as many steps costs the same after every task.
 
     Args:
         model (`torch.nn.Module`): A [`WakeSleepForImageClassification`], bare or prepared by `accelerator`.

@@ -89,10 +89,9 @@ class TaskRun:
     """
 
     def __init__(self, number: int, task: Task, history: History, context: RunContext, log: Callable[[dict], None]):
-        names = [record.name for record in history.records]
         self.number, self.context, self._log = number, context, log
         self.record = TaskRecord(
-            name=task.name if task.name not in names else stage_name(number),
+            name=history.free_name(task.name),
             fingerprint=task.fingerprint(),
             classes=list(task.classes),
             new_classes=[name for name in task.classes if name not in history.classes],

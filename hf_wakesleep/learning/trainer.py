@@ -60,14 +60,15 @@ class ContinualTrainer(ClassifierTrainer):
         args ([`ContinualTrainingArguments`]): The arguments.
         stream ([`TaskStream`]): The tasks. Where `model` comes from a stage, either the full stream, of which learned
             tasks are skipped, or only the tasks to come.
-        processing_class (`BaseImageProcessor`, *optional*): Image processor; made from the model's config if missing.
+        processing_class (`BaseImageProcessor`, *optional*): Image processor; that of the stage that
+            `model` comes from, or made from its config, if missing.
         codec ([`Codec`], *optional*): The codec of a new memory, which is not fitted then. If missing, the one that
             `args` name, fitted to images of the first task if it is a learned one. A model loaded from a stage brings
             its own.
         eval_dataset (`datasets.Dataset` or [`Task`], *optional*): Where `model` comes from a stage: labelled images of
             its classes, to evaluate learned tasks that are not in the stream.
-        lora_config (`peft.LoraConfig`, *optional*): Factors that plasticity `"lora"` trains, instead of those of rank
-            `lora_rank` in all linear layers of the backbone.
+        lora_config (`peft.LoraConfig`, *optional*): Factors that plasticity `"lora"` trains, instead of those of
+            rank 8 in all linear layers of the backbone.
         kwargs: Passed on to `Trainer` (`callbacks`, `optimizer_cls_and_kwargs`, ...).
 
     Raises:

@@ -13,35 +13,45 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from PIL import Image
-from transformers import set_seed
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
 from ..codecs.base import Codec
 from ..codecs.registry import DEFAULT_CODEC, make_codec
 from ..data.augmentation import seeded_generator
-from ..data.columns import class_names, find_column
-from ..data.images import ImageReader, as_image, make_image_processor
+from ..data.image_inputs import Images, as_image, as_list, check_name, named_images
+from ..data.images import ImageReader, make_image_processor
 from ..data.streams import digest_labels
 from ..learning.arguments import ContinualTrainingArguments
-from ..learning.drift import drift_features, drift_positions, memory_features
+from ..learning.drift import drift_features, drift_positions, measured_positions, memory_features
 from ..learning.lda import rank_error, set_lda_weight
-from ..learning.recipe import ENOUGH_LOSS, choose, facts_of, is_pretrained, sleep_ratio, sleep_steps, with_choices
+from ..learning.recipe import (
+    ENOUGH_LOSS,
+    choose,
+    facts_of,
+    is_pretrained,
+    label_smoothing,
+    sleep_ratio,
+    sleep_steps,
+    with_choices,
+)
 from ..learning.sleep import SleepReport, consolidate, is_worse
 from ..learning.sleep_config import SleepConfig
 from ..learning.wake import WakePass
 from ..memory.budget import parse_bytes
 from ..memory.memory import SemiParametricMemory
+from ..memory.synapses import count_entries
 from ..model.modeling_wakesleep import WakeSleepForImageClassification
 from ..reporting.history import History
 from ..reporting.task_record import TaskRecord
 from ..stages.hub import publish_stage
 from ..stages.protocol import describe_run
-from ..stages.stage import Stage, load_stage_state, stage_folder, stage_name
+from ..stages.stage import Stage, load_processor, load_stage_state, stage_folder, stage_name
 
 logger = logging.get_logger(__name__)
 
 IMAGES_LOOKED_AT = 16  # memories that tell the recipe what the images look like
-Images = Image.Image | str | Path | Sequence | torch.Tensor
+COSTS_OF_SLEEP = ("steps", "images", "seconds")
 
 
 class Learner:
@@ -54,6 +64,7 @@ class Learner:
         model ([`WakeSleepForImageClassification`]): The model.
         history ([`History`]): What it has learned.
         memory ([`SemiParametricMemory`], *optional*): Its memory; without one it predicts, but cannot be taught.
+        processing_class (`BaseImageProcessor`, *optional*): Image processor; made from the model's config if missing.
 
     Attributes:
         model ([`WakeSleepForImageClassification`]): The model as it is now.
@@ -62,15 +73,17 @@ class Learner:
     """
 
     def __init__(
-        self, model: WakeSleepForImageClassification, history: History, memory: SemiParametricMemory | None = None
+        self,
+        model: WakeSleepForImageClassification,
+        history: History,
+        memory: SemiParametricMemory | None = None,
+        processing_class: BaseImageProcessor | None = None,
     ):
         with tempfile.TemporaryDirectory() as unused:  # nothing is written there
             self._args = ContinualTrainingArguments(unused, report_to="none", seed=history.protocol.get("seed", 42))
-        self._accelerator = Accelerator()
-        self.model = model.to(self._accelerator.device).eval()
+        self.model = model.to(Accelerator().device).eval()
         self.history, self.memory = history, memory
-        self._processor = make_image_processor(model.config)
-        self._reader = ImageReader(self._processor)
+        self._reader = ImageReader(processing_class or make_image_processor(model.config))
         self._before: tuple | None = None
 
     def __repr__(self) -> str:
@@ -90,7 +103,9 @@ class Learner:
             ValueError: If its files are damaged, or of different stages.
         """
         model = WakeSleepForImageClassification.from_pretrained(name_or_path, **kwargs)
-        return cls(model, *load_stage_state(stage_folder(model), model))
+        token = kwargs.get("token")
+        history, memory = load_stage_state(stage_folder(model, token), model)
+        return cls(model, history, memory, load_processor(model, token))
 
     @classmethod
     def from_backbone(
@@ -114,9 +129,13 @@ class Learner:
 
         Raises:
             OSError: If the backbone cannot be found.
-            ValueError: If it cannot be used, or `memory_budget` is not a size.
+            ValueError: If it cannot be used, or `memory_budget` is not a size, or 0.
         """
         budget = parse_bytes(memory_budget)
+        if budget == 0:
+            raise ValueError(
+                "A learner learns from what it remembers, but `memory_budget` is 0. Pass a size, or none."
+            )
         model = WakeSleepForImageClassification.from_backbone(name_or_path, image_size=image_size, **kwargs)
         memory = SemiParametricMemory(codec or make_codec("learned" if budget else DEFAULT_CODEC), budget)
         return cls(model, History(), memory)
@@ -148,29 +167,26 @@ class Learner:
                 "This learner has no memory, so it would forget what it is taught. Load a stage with a memory, or "
                 "start with `Learner.from_backbone`."
             )
-        examples = [
-            (as_image(image, f"image {position} of {name!r}"), name)
-            for name, group in _by_class(images, label).items()
-            for position, image in enumerate(group)
-        ]
+        examples = named_images(images, label)
         model, history, memory = self._copies()
         number, names = len(history), [name for _, name in examples]
         new = [name for name in dict.fromkeys(names) if name not in model.config.label2id]
         first_new = len(model.config.classes)
         model.grow(new, seeded_generator(self._args.seed, number))
         memory.set_classes(model.config.classes, model.head.lda.num_bytes)
+        if memory.synapses is not None:
+            memory.set_synapses(memory.synapses.grow(count_entries(model)))
         labelled = [{"image": image, "label": model.config.label2id[name]} for image, name in examples]
-        WakePass(model, self._reader, self._args, self._accelerator).write(labelled, memory, number)
-        model.head.start_from_lda(first_new, 0.1 if is_pretrained(model) else 0.0)
+        WakePass(model, self._reader, self._args, Accelerator()).write(labelled, memory, number)
+        model.head.start_from_lda(first_new, label_smoothing(is_pretrained(model)).value)
         if not history.num_steps:
             set_lda_weight(model, 1.0)  # nothing has been trained, and both halves are LDA
-        record = _record(number, names, new, model, memory)
+        record = _record(history, names, new, model.config.label2id)
         record.wake_images, record.wake_seconds = len(examples), time.perf_counter() - start
         history.records.append(record)
-        history.confusion = []  # of fewer classes
-        stream = {**history.protocol.get("stream", {"kind": "taught"}), "dataset": None}
-        stream["tasks"] = [record.fingerprint for record in history.records]
+        stream = {"kind": "taught", "dataset": None, "tasks": [each.fingerprint for each in history.records]}
         history.protocol = describe_run(model, self._args.seed, stream, memory)
+        history.settings, history.chosen = {}, {}  # no argument had a part in it
         self._replace(model, history, memory)
 
     def predict(self, images: Images, top_k: int = 5) -> list[dict] | list[list[dict]]:
@@ -190,7 +206,7 @@ class Learner:
             raise ValueError("No class is known yet. Teach one first.")
         if type(top_k) is not int or top_k < 1:
             raise ValueError(f"`top_k` must be a positive integer, got {top_k!r}.")
-        group = _as_list(images)
+        group = as_list(images)
         opened = [as_image(image, f"image {position}") for position, image in enumerate(group)]
         found, size = [], self._args.per_device_eval_batch_size
         for start in range(0, len(opened), size):
@@ -218,18 +234,14 @@ class Learner:
             raise ValueError("A sleep replays memories, but there are none. Teach a class first.")
         model, history, memory = self._copies()
         config, features = self._sleep_config(model, history, memory) if config is None else (config, None)
-        set_seed(self._args.seed + len(history))
-        report = consolidate(
-            model, memory, config, reader=self._reader, features_before=features, accelerator=self._accelerator
-        )
+        report = consolidate(model, memory, config, reader=self._reader, features_before=features)
         record = history.records[-1]
-        record.sleep, record.lda_weight = report.to_dict(), report.lda_weight
+        record.sleep = _add(report, record.sleep)
         record.sleep_images += report.images
         record.sleep_seconds += report.seconds
-        record.memory_bytes, record.num_codes = memory.num_bytes.to_dict(), len(memory)
         self._replace(model, history, memory)
         before, after = report.held_out_accuracy_before, report.held_out_accuracy
-        if is_worse(before, after, round(config.held_out_share * len(memory))):
+        if is_worse(before, after, len(measured_positions(memory, config.held_out_share))):
             logger.warning(
                 f"This sleep did harm: {after:.1%} of held-out memories are right after it, {before:.1%} before. "
                 "`undo()` takes it back."
@@ -247,13 +259,13 @@ class Learner:
             TypeError: If a name is no text.
             ValueError: If `old` is unknown or `new` is taken.
         """
-        _check_name(new)
+        check_name(new)
         model, history, memory = self._copies()
         model.config.rename_class(old, new)
         if memory is not None:
             memory.rename(old, new)
-        _rename(history, {old: new})
-        self._replace(model, history, memory)
+        history.rename_class(old, new)
+        self._replace(model, history, memory, keeps_answers=True)
 
     def forget(self, label: str) -> None:
         """Remove a class: its codes, its statistics, its output unit, and its name, also in the history.
@@ -275,8 +287,7 @@ class Learner:
         model.forget(label, own_covariance)
         if memory is not None:
             memory.forget(label, model.head.lda.num_bytes)
-        _rename(history, {label: None})
-        history.confusion = []
+        history.rename_class(label, None)
         self._replace(model, history, memory)
 
     def _own_covariance(
@@ -317,7 +328,8 @@ class Learner:
 
         Args:
             repo_id (`str`): Repository; created if missing.
-            tag (`str`, *optional*): Name of the tag; `"task-03"` after three tasks if missing.
+            tag (`str`, *optional*): Name of the tag; `"task-03"` after three tasks if missing. A tag holds one stage:
+                after a sleep or another change without teaching, pass one of your own.
             kwargs: Passed on to [`publish_stage`] (`private`, `revision`, `token`).
 
         Returns:
@@ -336,13 +348,27 @@ class Learner:
     def _stage(self, repo_id: str | None = None) -> Stage:
         if not self.classes:
             raise ValueError("No class is known yet, so there is nothing to save. Teach one first.")
-        return Stage(self.model, self._processor, self.history, self.memory, repo_id)
+        return Stage(self.model, self._reader.processor, self.history, self.memory, repo_id)
 
     def _copies(self) -> tuple[WakeSleepForImageClassification, History, SemiParametricMemory | None]:
         """Return copies of model, history and memory, whose codes are shared and never changed in place."""
         return copy.deepcopy(self.model), copy.deepcopy(self.history), copy.copy(self.memory)
 
-    def _replace(self, model, history, memory) -> None:
+    def _replace(
+        self,
+        model: WakeSleepForImageClassification,
+        history: History,
+        memory: SemiParametricMemory | None,
+        keeps_answers: bool = False,
+    ) -> None:
+        """Take over a changed model, history and memory; what was measured is unknown now, unless answers are kept."""
+        record = history.records[-1]
+        record.lda_weight = model.config.lda_weight
+        if memory is not None:
+            record.memory_bytes, record.num_codes = memory.num_bytes.to_dict(), len(memory)
+        if not keeps_answers:
+            record.accuracy, record.evaluated_images = [math.nan] * len(history), []
+            record.num_unevaluated, history.confusion = -1, []
         self._before = (self.model, self.history, self.memory)
         self.model, self.history, self.memory = model.eval(), history, memory
 
@@ -370,78 +396,14 @@ class Learner:
         return config, features
 
 
-def _rename(history: History, names: dict[str, str | None]) -> None:
-    """Give classes other names everywhere in a history; those whose new name is `None` are left out."""
-    for record in history.records:
-        for classes in (record.classes, record.new_classes, record.fingerprint.get("classes", [])):
-            renamed = [names.get(name, name) for name in classes]
-            classes[:] = [name for name in renamed if name is not None]
-    if "stream" in history.protocol:
-        history.protocol["stream"]["tasks"] = [record.fingerprint for record in history.records]
-
-
-def _record(
-    number: int,
-    names: list[str],
-    new: list[str],
-    model: WakeSleepForImageClassification,
-    memory: SemiParametricMemory,
-) -> TaskRecord:
-    """Return what the history keeps of images that were taught; no accuracy is known."""
-    classes, name = list(dict.fromkeys(names)), stage_name(number)
-    labels = digest_labels(np.array([model.config.label2id[each] for each in names]))
+def _record(history: History, names: list[str], new: list[str], label2id: dict[str, int]) -> TaskRecord:
+    """Return what the history keeps of images that were taught, by the names of their classes."""
+    name, classes = history.free_name(stage_name(len(history))), list(dict.fromkeys(names))
+    labels = digest_labels(np.array([label2id[each] for each in names]))
     fingerprint = {"name": name, "classes": list(classes), "num_train": len(names), "num_eval": 0, "labels": labels}
-    return TaskRecord(
-        name=name,
-        classes=classes,
-        new_classes=new,
-        num_train_images=len(names),
-        num_eval_images=0,
-        accuracy=[math.nan] * (number + 1),
-        lda_weight=model.config.lda_weight,
-        memory_bytes=memory.num_bytes.to_dict(),
-        num_codes=len(memory),
-        fingerprint=fingerprint,
-    )
+    return TaskRecord(name, classes, new, num_train_images=len(names), num_eval_images=0, fingerprint=fingerprint)
 
 
-def _by_class(images: Images | Mapping[str, Images] | Dataset, label: str | None) -> dict[str, list]:
-    """Return images by the name of their class, in the order in which they were given."""
-    if isinstance(images, Dataset):
-        _refuse_label(label, "a Dataset")
-        image_column, label_column = (find_column(images, role, None) for role in ("image", "label"))
-        names = class_names([images], label_column)
-        if not names:
-            raise ValueError(f"Expected the column {label_column!r} to be a `ClassLabel`. Cast it with `cast_column`.")
-        groups: dict[str, list] = {}
-        for row in range(len(images)):
-            example = images[row]
-            groups.setdefault(names[example[label_column]], []).append(example[image_column])
-    elif isinstance(images, Mapping):
-        _refuse_label(label, "a mapping")
-        groups = {name: _as_list(group) for name, group in images.items()}
-    else:
-        groups = {label: _as_list(images)}
-    for name, group in groups.items():
-        _check_name(name)
-        if not group:
-            raise ValueError(f"Expected images of {name!r}, got none. Pass at least one.")
-    if not groups:
-        raise ValueError("Expected images, got none. Pass at least one.")
-    return groups
-
-
-def _refuse_label(label: str | None, what: str) -> None:
-    if label is not None:
-        raise ValueError(f"{what} names the classes itself, but `label` is {label!r}. Leave it out.")
-
-
-def _check_name(name) -> None:
-    if not isinstance(name, str):
-        raise TypeError(f"Expected the name of a class, a text, got {name!r}. Pass `label='okapi'`, for example.")
-
-
-def _as_list(images) -> list:
-    """Return images as a list; one image as a list of one."""
-    is_many = isinstance(images, Sequence) and not isinstance(images, str | bytes)
-    return list(images) if is_many else [images]
+def _add(report: SleepReport, before: dict) -> dict:
+    """Return a report as the history keeps it, with what sleeps after the same task have cost before."""
+    return {**report.to_dict(), **{name: getattr(report, name) + before.get(name, 0) for name in COSTS_OF_SLEEP}}

@@ -1,5 +1,6 @@
 """History: everything measured after every task, saved as `history.json`, with its metrics and a text table."""
 
+import itertools
 import json
 import math
 from dataclasses import asdict, dataclass, field
@@ -54,6 +55,32 @@ class History:
     def num_steps(self) -> int:
         """Optimizer steps of all tasks, awake and asleep."""
         return sum(record.wake_steps + record.sleep.get("steps", 0) for record in self.records)
+
+    def free_name(self, name: str) -> str:
+        """Return a name for a task to come: `name`, or that of its stage, or that with a number, whichever is free."""
+        taken, stage = {record.name for record in self.records}, f"task-{len(self) + 1:02d}"
+        names = itertools.chain([name, stage], (f"{stage}-{number}" for number in itertools.count(2)))
+        return next(each for each in names if each not in taken)
+
+    def rename_class(self, old: str, new: str | None) -> None:
+        """Give a class another name everywhere, or, if that is `None`, take its name out.
+
+        A task that bears the name of a class taken out gets that of its stage.
+
+        Args:
+            old (`str`): Its name.
+            new (`str`, *optional*): Its new name.
+        """
+        for number, record in enumerate(self.records, start=1):
+            for names in (record.classes, record.new_classes, record.fingerprint.get("classes", [])):
+                names[:] = [new if name == old else name for name in names if name != old or new is not None]
+            if new is None and record.name == old:
+                record.name = self.free_name(f"task-{number:02d}")
+            if new is None and record.fingerprint.get("name") == old:
+                record.fingerprint["name"] = record.name
+        if "tasks" in self.protocol.get("stream", {}):
+            learned = [record.fingerprint for record in self.records]
+            self.protocol["stream"]["tasks"][: len(learned)] = learned
 
     def is_start_of(self, other: "History") -> bool:
         """Whether the other history holds all records of this one, in the same places."""

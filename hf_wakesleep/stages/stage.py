@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
+from transformers import AutoImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 
+from ..data.images import make_image_processor
 from ..memory.memory import SemiParametricMemory
 from ..memory.synapses import count_entries_by_part
 from ..model.digests_wakesleep import DIGESTS_NAME, check_digests, write_digests
@@ -103,17 +105,32 @@ def load_memory(folder: str | Path) -> SemiParametricMemory | None:
     return SemiParametricMemory.load(folder) if folder.is_dir() else None
 
 
-def stage_folder(model: WakeSleepForImageClassification) -> Path:
+def stage_folder(model: WakeSleepForImageClassification, token: str | bool | None = None) -> Path:
     """Return the folder of the stage that a model was loaded from; one on the Hub is downloaded.
 
     Args:
         model ([`WakeSleepForImageClassification`]): A model from `from_pretrained`.
+        token (`str` or `bool`, *optional*): Token for the Hub, if not that of the logged-in user.
     """
     folder = Path(model.name_or_path)
     if folder.is_dir() or not model.name_or_path:
         return folder
     patterns = [pattern for pattern in STAGE_FILES if pattern not in UNREAD_FILES]
-    return Path(snapshot_download(str(folder), revision=model.stage_revision, allow_patterns=patterns))
+    return Path(snapshot_download(str(folder), revision=model.stage_revision, allow_patterns=patterns, token=token))
+
+
+def load_processor(model: WakeSleepForImageClassification, token: str | bool | None = None) -> BaseImageProcessor:
+    """Return the image processor of the stage that a model was loaded from; of a new model, one made for it.
+
+    Args:
+        model ([`WakeSleepForImageClassification`]): A model without classes, or one from `from_pretrained`.
+        token (`str` or `bool`, *optional*): Token for the Hub, if not that of the logged-in user.
+    """
+    if model.config.classes and model.name_or_path:
+        folder = stage_folder(model, token)
+        if (folder / "preprocessor_config.json").is_file():
+            return AutoImageProcessor.from_pretrained(folder)
+    return make_image_processor(model.config)
 
 
 def load_stage_state(

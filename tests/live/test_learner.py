@@ -1,25 +1,37 @@
 """Learner: teaching, predicting, sleeping and correcting live, and stages that a run goes on from."""
 
 import copy
+import gc
 import math
+import weakref
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from conftest import digits_of, equal_states
+from datasets import ClassLabel, Dataset, DatasetDict, Features
+from datasets import Image as ImageFeature
+from huggingface_hub import ModelCard
 from PIL import Image
-from transformers import pipeline
+from transformers import AutoImageProcessor, ViTImageProcessor, pipeline
 
 from hf_wakesleep import (
     ClassIncrementalStream,
+    ContinualTrainer,
+    ContinualTrainingArguments,
     History,
     Learner,
     RawCodec,
     SemiParametricMemory,
     SleepConfig,
+    TaskStream,
     WakeSleepForImageClassification,
 )
+from hf_wakesleep.learning.replay import Replay
+from hf_wakesleep.live import learner as module
 from hf_wakesleep.model.head_wakesleep import LinearDiscriminant
 
 IMAGES = {str(digit): digits_of([digit], 40)["image"] for digit in range(4)}
@@ -41,7 +53,8 @@ def share_right(learner, name):
 def state_of(learner):
     """Return copies of all that a learner holds."""
     weights = {name: value.clone() for name, value in learner.model.state_dict().items()}
-    return weights, copy.deepcopy(learner.history.to_dict()), learner.memory.checksum(), learner.classes
+    history = copy.deepcopy(learner.history.to_dict())
+    return weights, history, learner.memory.checksum(), learner.classes, learner.model.config.lda_weight
 
 
 def assert_same(before, after):
@@ -122,7 +135,6 @@ def test_a_sleep_teaches_the_network_all_classes(learner):
 
 def test_the_recipe_chooses_a_sleep_by_what_was_taught_since_the_last_one(learner, monkeypatch):
     chosen = []
-    from hf_wakesleep.live import learner as module
 
     def consolidate(model, memory, config, **kwargs):
         chosen.append(config)
@@ -216,10 +228,18 @@ def test_a_class_of_a_run_is_forgotten_and_the_others_answer_as_before(make_trai
     learner = Learner.from_pretrained(tmp_path / "out" / "task-02")
     kept = [name for name in learner.classes if name != "1"]
     before = learner.model.head.classifier.weight[[learner.classes.index(name) for name in kept]].clone()
+    answers = [learner.predict(IMAGES[name][20:], top_k=1) for name in kept]
     learner.forget("1")
     assert learner.classes == kept
     assert torch.equal(learner.model.head.classifier.weight, before)
-    assert [record.new_classes for record in learner.history.records] != []
+    after = [learner.predict(IMAGES[name][20:], top_k=1) for name in kept]
+    pairs = [
+        (old[0]["label"], new[0]["label"])
+        for row in zip(answers, after, strict=True)
+        for old, new in zip(*row, strict=True)
+    ]
+    assert np.mean([old == new for old, new in pairs if old != "1"]) > 0.95
+    assert [name for record in learner.history.records for name in record.new_classes] == kept
     learner.save_pretrained(tmp_path / "stage")
     assert Learner.from_pretrained(tmp_path / "stage").classes == kept
     (tmp_path / "frozen").mkdir()
@@ -248,6 +268,20 @@ def test_the_last_change_is_taken_back(learner):
             learner.undo()
 
 
+def unlabelled():
+    """Return images of which half have the label -1, as hidden test sets do."""
+    dataset = digits_of([2], 4).remove_columns("label")
+    return dataset.add_column("label", [0, -1, 0, -1], feature=ClassLabel(names=["two", "zebra"]))
+
+
+def damaged():
+    """Return images of which one is cut off."""
+    cells = digits_of([2], 4).cast_column("image", ImageFeature(decode=False))["image"][:]
+    cells[1] = {"bytes": cells[1]["bytes"][:40], "path": None}
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["two"])})
+    return Dataset.from_dict({"image": cells, "label": [0] * 4}, features=features)
+
+
 class _Unreadable:
     """No image."""
 
@@ -270,6 +304,10 @@ class _Unreadable:
         (lambda it: it.teach([torch.zeros(5, 8, 8, dtype=torch.uint8)], "2"), ValueError, "of shape"),
         (lambda it: it.teach(TAUGHT["2"], ""), ValueError, "names of classes"),
         (lambda it: it.teach(digits_of([2], 3).remove_columns("label")), ValueError, "label"),
+        (lambda it: it.teach(unlabelled()), ValueError, "Every row needs a label, but 2 of 4"),
+        (lambda it: it.teach(damaged()), ValueError, "image 1 of the dataset cannot be read"),
+        (lambda it: it.teach(np.zeros((2, 8, 8, 3), np.uint8), "2"), ValueError, r"pass a batch as `list\(batch\)`"),
+        (lambda it: it.teach([Image.new("L", (3000, 1))], "2"), ValueError, "too long a strip"),
         (lambda it: it.predict([TAUGHT["2"][0], "missing.png"]), ValueError, "image 1 cannot be read"),
         (lambda it: it.predict(TAUGHT["2"], top_k=0), ValueError, "`top_k` must be a positive"),
         (lambda it: it.rename("5", "6"), ValueError, "class that is known, got '5'"),
@@ -306,6 +344,135 @@ def test_a_learner_without_classes_or_memory_says_what_is_missing(make_model, ma
     for call in (lambda: forgetful.teach(TAUGHT["0"], "9"), forgetful.sleep):
         with pytest.raises(ValueError, match="memor"):
             call()
+
+
+def test_arguments_and_trainers_made_in_between_do_no_harm(learner, tmp_path):
+    learner.teach({"0": TAUGHT["0"], "1": TAUGHT["1"]})
+    ContinualTrainingArguments(str(tmp_path), report_to="none")
+    learner.teach(TAUGHT["2"], "2")
+    ContinualTrainingArguments(str(tmp_path), report_to="none")
+    learner.sleep(SleepConfig(steps=2, lda_weight=0.5))
+    assert learner.classes == ["0", "1", "2"]
+
+
+def test_nothing_of_what_was_forgotten_stays_in_the_process(learner):
+    """Neither a loader of an accelerator nor a cache holds its images, once undo does not, either."""
+    gone = [Image.fromarray(np.full((8, 8), value, dtype=np.uint8)) for value in range(4)]
+    learner.teach({"0": TAUGHT["0"], "1": TAUGHT["1"], "gone": gone})
+    watched = [weakref.ref(image) for image in gone]
+    del gone
+    learner.forget("gone")
+    learner.teach(TAUGHT["2"], "2")
+    gc.collect()
+    assert [image() for image in watched] == [None] * 4
+    assert AcceleratorState().distributed_type  # shared by all, and still there
+
+
+def test_a_sleep_that_is_interrupted_changes_nothing(learner, monkeypatch):
+    learner.teach(TAUGHT)
+    before, take = state_of(learner), Replay._take_step
+
+    def interrupt(replay):
+        if replay.step == 2:
+            raise KeyboardInterrupt
+        take(replay)
+
+    monkeypatch.setattr(Replay, "_take_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        learner.sleep(SleepConfig(steps=5, learning_rate=0.1, backbone_learning_rate_ratio=1.0, lda_weight=0.5))
+    assert_same(before, state_of(learner))
+
+
+def test_the_same_calls_give_the_same_bits_and_every_sleep_draws_anew(make_model, monkeypatch):
+    keys, real = [], module.consolidate
+
+    def consolidate(model, memory, config, **kwargs):
+        keys.append(config.rng_key)
+        return real(model, memory, replace(config, steps=3), **kwargs)
+
+    monkeypatch.setattr(module, "consolidate", consolidate)
+    states = []
+    for noise in range(2):
+        np.random.seed(noise)
+        torch.manual_seed(noise)
+        learner = Learner(make_model(), History(), SemiParametricMemory(RawCodec()))
+        learner.teach(TAUGHT)
+        for _ in range(3):
+            learner.sleep()
+        assert learner.history.num_steps == 9
+        assert learner.history.records[-1].sleep_images == learner.history.records[-1].sleep["images"]
+        states.append(learner.model)
+    assert equal_states(*states)
+    assert len(set(keys[:3])) == 3
+    assert keys[:3] == keys[3:]
+
+
+def test_what_was_measured_of_other_weights_is_unknown(make_trainer, tmp_path):
+    make_trainer().train()
+    changes = {
+        "slept": lambda it: it.sleep(SleepConfig(steps=2, lda_weight=0.5)),
+        "forgotten": lambda it: it.forget("1"),
+        "taught": lambda it: it.teach(TAUGHT["0"], "new"),
+    }
+    for name, change in changes.items():
+        learner = Learner.from_pretrained(tmp_path / "out" / "task-02")
+        measured = learner.history.summary()["pooled_accuracy"]
+        assert learner.history.confusion
+        change(learner)
+        learner.save_pretrained(tmp_path / name)
+        history = History.load(tmp_path / name)
+        assert np.isnan(history.records[-1].accuracy).all()
+        assert history.confusion == []
+        assert history.num_unknown_classes() == len(learner.classes)
+        assert history.records[-1].num_codes == len(learner.memory)
+        assert history.records[-1].memory_bytes == learner.memory.num_bytes.to_dict()
+        card = ModelCard.load(tmp_path / name / "README.md")
+        values = [result.metric_value for result in card.data.eval_results or []]
+        assert not any(value == pytest.approx(measured, abs=1e-3) for value in values), name
+
+
+def test_a_stage_with_frozen_weights_is_taught(make_trainer, tmp_path):
+    make_trainer(freeze_fraction=0.1).train()
+    learner = Learner.from_pretrained(tmp_path / "out" / "task-02")
+    frozen = {name: mask.clone() for name, mask in learner.memory.synapses.masks(learner.model).items()}
+    learner.teach(TAUGHT["0"], "new")
+    learner.save_pretrained(tmp_path / "stage")
+    again = Learner.from_pretrained(tmp_path / "stage")
+    for name, mask in again.memory.synapses.masks(again.model).items():
+        assert torch.equal(mask[: len(frozen[name])], frozen[name]), name
+        assert not mask[len(frozen[name]) :].any()
+
+
+def test_the_processor_of_a_stage_is_used_by_learners_and_runs(make_model, make_args, make_stream, tmp_path):
+    own = ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.2] * 3, image_std=[0.9] * 3)
+    ContinualTrainer(make_model(), make_args(), make_stream(), processing_class=own).train()
+    learner = Learner.from_pretrained(tmp_path / "out" / "task-02")
+    classify = pipeline("image-classification", model=str(tmp_path / "out" / "task-02"))
+    for image in IMAGES["3"][:8]:
+        expected, answer = classify(image.convert("RGB"))[0], learner.predict(image, top_k=1)[0]
+        assert (answer["label"], answer["score"]) == (expected["label"], pytest.approx(expected["score"], abs=1e-3))
+    learner.save_pretrained(tmp_path / "stage")
+    assert list(AutoImageProcessor.from_pretrained(tmp_path / "stage").image_mean) == [0.2] * 3
+    model = WakeSleepForImageClassification.from_pretrained(tmp_path / "stage")
+    stream = ClassIncrementalStream(digits_of([7, 8], 10), num_tasks=1)
+    trainer = ContinualTrainer(model, make_args("next"), stream)
+    assert list(trainer.processing_class.image_mean) == [0.2] * 3
+
+
+def test_names_of_tasks_are_free_and_do_not_tell_what_was_forgotten(make_trainer, tmp_path):
+    names = ClassLabel(names=["0", "1", "zebra"])
+    data = digits_of(range(3), 20).remove_columns("label")
+    data = data.add_column("label", np.repeat(range(3), 20), feature=names)
+    splits = DatasetDict({"task-03": data.select(range(40)), "zebra": data.select(range(40, 60))})
+    make_trainer(stream=TaskStream.from_splits(splits)).train()
+    learner = Learner.from_pretrained(tmp_path / "out" / "task-02")
+    learner.teach(TAUGHT["3"], "3")
+    learner.forget("zebra")
+    learner.save_pretrained(tmp_path / "stage")
+    again = Learner.from_pretrained(tmp_path / "stage")
+    assert len({record.name for record in again.history.records}) == 3
+    for path in (tmp_path / "stage").rglob("*"):
+        assert path.is_dir() or b"zebra" not in path.read_bytes(), path
 
 
 def test_a_budget_is_kept_and_one_too_small_for_a_class_more_is_refused(make_model):
